@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-3-Clause
+#
+#   make demo       everything from a fresh Debian: install, build, a real cluster, a walk through it     (root)
+#   make test       everything from a fresh Debian: all tests                                            (root)
+#
+#   make setup      install what building, clusters and tests need (packages; a virtual environment in .venv)
+#   make plugins    the three plugins, against SLURM_SRC= or the source package of the installed Slurm
+#   make install    plugins, Python packages, command and units (DESTDIR= PLUGINDIR= SPANKDIR= LIBDIR= ...)
+#   make uninstall
+#   make cluster    a cluster with everything in it that stays up to play with
+#   make check      unit, property, server and plugin tests                       make live   the real cluster
+#   make client     generate mybrc_client from spec/mybrc.openapi.yaml            make lint   ruff, mypy, shellcheck
+#   make bench      the budgets of docs/architecture.md, measured
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+PYTEST := $(VENV_PYTHON) -m pytest
+SETUP_STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup plugins install uninstall cluster demo check live test client client-check lint bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@docker/install-debian.sh
+	@$(MAKE) --no-print-directory $(SETUP_STAMP)
+
+# The environment of the tests and of the bundled bank; what runs on a controller uses the system's Python alone.
+$(SETUP_STAMP): pyproject.toml
+	@echo "setup: virtual environment in $(VENV)"
+	@[ -x $(VENV_PYTHON) ] || /usr/bin/python3 -m venv $(VENV)
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[server,dev]'
+	@touch $@
+
+plugins install uninstall:
+	@$(MAKE) --no-print-directory -C csrc $@
+
+cluster: setup
+	@$(VENV_PYTHON) -m tests.rig.demo cluster
+
+demo: setup
+	@$(VENV_PYTHON) -m tests.rig.demo
+
+check: setup client-check
+	$(PYTEST) tests/unit tests/server tests/plugins $(PYTEST_ARGS)
+
+live: setup
+	$(PYTEST) tests/live tests/rig $(PYTEST_ARGS)
+
+test: setup client-check
+	$(PYTEST) tests/unit tests/server tests/plugins tests/rig tests/live $(PYTEST_ARGS)
+
+client:
+	spec/generate.sh
+
+client-check:
+	@spec/generate.sh --check
+
+lint:
+	$(VENV)/bin/ruff check slurm_banking tests csrc
+	$(VENV)/bin/mypy
+	shellcheck docker/*.sh spec/*.sh csrc/*.sh .ci/run
+
+bench: setup
+	@$(VENV_PYTHON) -m tests.bench
+
+clean:
+	rm -rf build

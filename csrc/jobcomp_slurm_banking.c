@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * jobcomp_slurm_banking.c - slurmctld tells that a run ended (from 25.05 on also that one started).
+ *
+ * Called with slurmctld's job write lock held. Nothing here may fail a job, and no failure may stop slurmctld: every
+ * function returns success. What is not recorded here, the relay finds in slurmdbd.
+ */
+#include "slurm_compat.h"
+
+#include "banking.h"
+#include "shim.h"
+
+const char plugin_name[] = "Slurm banking: what a run cost";
+const char plugin_type[] = "jobcomp/slurm_banking";
+const uint32_t plugin_version = SLURM_VERSION_NUMBER;
+
+/* in the generated module */
+extern void banking_py_run_ended(const banking_run *run, banking_reply *reply);
+extern void banking_py_run_started(const banking_run *run, banking_reply *reply);
+
+extern int init(void)
+{
+	(void) shim_init("jobcomp", "ended runs are found later, in slurmdbd");
+	return SLURM_SUCCESS;	/* from 23.02 on anything else would stop slurmctld */
+}
+
+extern int fini(void)
+{
+	if (!shim_off())
+		banking_log(BANKING_LOG_DEBUG, "jobcomp: unloaded");
+	return SLURM_SUCCESS;
+}
+
+extern int JOBCOMP_SET_LOCATION(JOBCOMP_SET_LOCATION_PARAMETERS);
+extern int JOBCOMP_SET_LOCATION(JOBCOMP_SET_LOCATION_PARAMETERS)
+{
+	JOBCOMP_SET_LOCATION_IGNORE;
+	return SLURM_SUCCESS;
+}
+
+/* "sacct -c": this plugin keeps nothing that could answer it. */
+extern banking_list JOBCOMP_GET_JOBS(slurmdb_job_cond_t *job_cond);
+extern banking_list JOBCOMP_GET_JOBS(slurmdb_job_cond_t *job_cond)
+{
+	(void) job_cond;
+	banking_log(BANKING_LOG_DEBUG, "jobcomp: keeps no job records; use sacct without -c");
+	return NULL;
+}
+
+JOBCOMP_ARCHIVE_FUNCTION
+
+static void decode_run(const job_record_t *job_ptr, banking_run *run)
+{
+	memset(run, 0, sizeof(*run));
+	run->account = job_ptr->account;
+	run->partition = job_ptr->part_ptr ? job_ptr->part_ptr->name : job_ptr->partition;
+	run->qos = job_ptr->qos_ptr ? job_ptr->qos_ptr->name : NULL;
+	run->user_name = job_ptr->user_name;
+	if (!run->user_name && job_ptr->assoc_ptr)
+		run->user_name = job_ptr->assoc_ptr->user;
+	run->admin_comment = job_ptr->admin_comment;
+	run->name = job_ptr->name;
+	if (job_ptr->nodes && job_ptr->nodes[0]) {
+		run->nodes = job_ptr->nodes;
+		/* without nodes this would be left from an earlier run */
+		run->tres_alloc = job_ptr->tres_fmt_alloc_str;
+		run->total_cpus = job_ptr->total_cpus;
+		run->node_count = job_ptr->node_cnt ? job_ptr->node_cnt : job_ptr->total_nodes;
+	}
+	run->job_id = job_ptr->job_id;
+	run->array_job_id = job_ptr->array_job_id;
+	run->array_task_id = job_ptr->array_task_id;
+	run->het_job_id = job_ptr->het_job_id;
+	run->het_job_offset = job_ptr->het_job_id ? job_ptr->het_job_offset : NO_VAL;
+	run->user_id = job_ptr->user_id;
+	run->restart_count = job_ptr->restart_cnt;
+	run->job_state = job_ptr->job_state;
+	run->state_reason = job_ptr->state_reason;
+	run->task_count = 1;
+	if (job_ptr->array_recs && (job_ptr->array_task_id == NO_VAL) && job_ptr->array_recs->task_cnt)
+		run->task_count = job_ptr->array_recs->task_cnt;
+	run->time_limit_min = job_ptr->time_limit;
+	if ((run->time_limit_min == NO_VAL) && job_ptr->part_ptr)
+		run->time_limit_min = job_ptr->part_ptr->max_time;
+	run->exit_code = job_ptr->exit_code;
+	run->requeue = (job_ptr->job_state & (JOB_REQUEUE | JOB_REQUEUE_HOLD | JOB_SPECIAL_EXIT)) ? 1 : 0;
+	run->submit_time = job_ptr->details ? job_ptr->details->submit_time : 0;
+	run->start_time = job_ptr->start_time;
+	run->end_time = job_ptr->end_time;
+	run->suspend_time = job_ptr->suspend_time;
+	run->pre_suspend_s = job_ptr->pre_sus_time;
+	run->resize_time = job_ptr->resize_time;
+}
+
+static void tell(const char *event, void (*python)(const banking_run *, banking_reply *), const job_record_t *job_ptr)
+{
+	banking_reply reply = { .verdict = BANKING_UNDECIDED };
+	banking_run run;
+
+	if (shim_off())
+		return;
+	if (shim_attached()) {
+		decode_run(job_ptr, &run);
+		python(&run, &reply);
+	}
+	reply.message[sizeof(reply.message) - 1] = '\0';
+	if (reply.verdict == BANKING_UNDECIDED)
+		shim_log_undecided(event, "left_to_relay",
+				   reply.message[0] ? reply.message :
+				   shim_why()[0]    ? shim_why() :
+						      "the policy engine gave no answer");
+}
+
+extern int JOBCOMP_RECORD_END(JOBCOMP_RECORD_PARAMETERS);
+extern int JOBCOMP_RECORD_END(JOBCOMP_RECORD_PARAMETERS)
+{
+	JOBCOMP_RECORD_IGNORE;
+	tell("run_end_unrecorded", banking_py_run_ended, job_ptr);
+	return SLURM_SUCCESS;
+}
+
+#if JOBCOMP_HAS_START
+extern int jobcomp_p_record_job_start(JOBCOMP_RECORD_PARAMETERS);
+extern int jobcomp_p_record_job_start(JOBCOMP_RECORD_PARAMETERS)
+{
+	JOBCOMP_RECORD_IGNORE;
+	tell("run_start_unrecorded", banking_py_run_started, job_ptr);
+	return SLURM_SUCCESS;
+}
+#endif

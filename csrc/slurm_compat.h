@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * slurm_compat.h - Slurm's headers, and every difference between its releases (20.11 to 26.05).
+ *
+ * No other file has an #if on the Slurm version.
+ */
+#ifndef BANKING_SLURM_COMPAT_H
+#define BANKING_SLURM_COMPAT_H
+
+#include "config.h"
+
+/* First: maps error, xstrdup, ... to their slurm_ aliases. A bare "error" would bind to glibc's error(3). */
+#include "src/common/slurm_xlator.h"
+
+#include "slurm/slurm.h"
+#include "slurm/slurm_errno.h"
+#include "slurm/slurmdb.h"
+
+#include "src/common/assoc_mgr.h"
+#include "src/common/bitstring.h"
+#include "src/common/hostlist.h"
+#include "src/common/list.h"
+#include "src/common/log.h"
+#include "src/common/read_config.h"
+#include "src/common/xmalloc.h"
+#include "src/common/xstring.h"
+#include "src/slurmctld/slurmctld.h"
+#include "src/slurmctld/reservation.h"
+
+#define BANKING_SINCE(major, minor) (SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(major, minor, 0))
+
+/* job_modify can answer the user from 23.02 on. */
+#if BANKING_SINCE(23, 2)
+#define JOB_MODIFY_PARAMETERS \
+	job_desc_msg_t *job_desc, job_record_t *job_ptr, uint32_t submit_uid, char **err_msg
+#define JOB_MODIFY_ERR_MSG err_msg
+#else
+#define JOB_MODIFY_PARAMETERS job_desc_msg_t *job_desc, job_record_t *job_ptr, uint32_t submit_uid
+#define JOB_MODIFY_ERR_MSG NULL
+#endif
+
+/* The table of nodes: an array of records, from 22.05 on an array of pointers (with holes). */
+#if BANKING_SINCE(22, 5)
+#define BANKING_NODE(index) (node_record_table_ptr[index])
+#else
+#define BANKING_NODE(index) (&node_record_table_ptr[index])
+#endif
+
+/* The rule by which Slurm picks a QOS when none is asked for. */
+#if BANKING_SINCE(22, 5)
+#define banking_default_qos(assoc_ptr, qos_rec) assoc_mgr_get_default_qos_info(assoc_ptr, qos_rec)
+#else
+#define banking_default_qos(assoc_ptr, qos_rec) \
+	do { \
+		if (assoc_ptr) \
+			(qos_rec)->id = (assoc_ptr)->def_qos_id; \
+	} while (0)
+#endif
+
+/* A list is a "List" (a pointer type) before 23.11 and a "list_t *" since; both are this. */
+#if BANKING_SINCE(23, 11)
+typedef list_t *banking_list;
+typedef hostlist_t *banking_hostlist;
+#else
+typedef List banking_list;
+typedef hostlist_t banking_hostlist;
+#endif
+
+/* Names, parameters and number of jobcomp's functions. */
+#if BANKING_SINCE(21, 8)
+#define JOBCOMP_SET_LOCATION jobcomp_p_set_location
+#define JOBCOMP_GET_JOBS jobcomp_p_get_jobs
+#else
+#define JOBCOMP_SET_LOCATION slurm_jobcomp_set_location
+#define JOBCOMP_GET_JOBS slurm_jobcomp_get_jobs
+#endif
+
+#if BANKING_SINCE(25, 5)
+#define JOBCOMP_RECORD_END jobcomp_p_record_job_end
+#define JOBCOMP_RECORD_PARAMETERS job_record_t *job_ptr, uint32_t event
+#define JOBCOMP_RECORD_IGNORE ((void) event)
+#define JOBCOMP_HAS_START 1
+#elif BANKING_SINCE(21, 8)
+#define JOBCOMP_RECORD_END jobcomp_p_log_record
+#define JOBCOMP_RECORD_PARAMETERS job_record_t *job_ptr
+#define JOBCOMP_RECORD_IGNORE ((void) 0)
+#define JOBCOMP_HAS_START 0
+#else
+#define JOBCOMP_RECORD_END slurm_jobcomp_log_record
+#define JOBCOMP_RECORD_PARAMETERS job_record_t *job_ptr
+#define JOBCOMP_RECORD_IGNORE ((void) 0)
+#define JOBCOMP_HAS_START 0
+#endif
+
+#if BANKING_SINCE(23, 2)
+#define JOBCOMP_SET_LOCATION_PARAMETERS void
+#define JOBCOMP_SET_LOCATION_IGNORE ((void) 0)
+#else
+#define JOBCOMP_SET_LOCATION_PARAMETERS char *location
+#define JOBCOMP_SET_LOCATION_IGNORE ((void) location)
+#endif
+
+#if BANKING_SINCE(22, 5)
+#define JOBCOMP_ARCHIVE_FUNCTION
+#elif BANKING_SINCE(21, 8)
+#define JOBCOMP_ARCHIVE_FUNCTION \
+	extern int jobcomp_p_archive(slurmdb_archive_cond_t *archive_cond); \
+	extern int jobcomp_p_archive(slurmdb_archive_cond_t *archive_cond) \
+	{ \
+		(void) archive_cond; \
+		return SLURM_SUCCESS; \
+	}
+#else
+#define JOBCOMP_ARCHIVE_FUNCTION \
+	extern int slurm_jobcomp_archive(slurmdb_archive_cond_t *archive_cond); \
+	extern int slurm_jobcomp_archive(slurmdb_archive_cond_t *archive_cond) \
+	{ \
+		(void) archive_cond; \
+		return SLURM_SUCCESS; \
+	}
+#endif
+
+#endif

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The entry points that the C shims call. What they raise ends here: the reply stays undecided, and one line is logged.
+
+``attach`` is called once for each cffi module (job_submit's and jobcomp's); both share one engine.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any, Callable, Optional
+
+from slurm_banking.boundary import convert
+from slurm_banking.boundary.engine import ERROR, INFO, Engine
+from slurm_banking.boundary.starter import start_relay
+from slurm_banking.config import Config
+from slurm_banking.errors import BankingError
+from slurm_banking.records import Outcome, Verdict
+
+_engine: Optional[Engine] = None
+_engine_lock = threading.Lock()
+
+
+def attach(ffi: Any, lib: Any) -> None:
+    """Define the entry points that this cffi module declares."""
+
+    def log(level: int, line: str) -> None:
+        lib.banking_log(level, line.encode("utf-8", "backslashreplace").replace(b"\n", b" | "))
+
+    def guarded(name: str, work: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def entry(struct: Any, reply: Any) -> None:
+            started = time.perf_counter()
+            try:
+                work(struct, reply)
+            except Exception as error:  # the last frame before C: nothing may pass
+                if not isinstance(error, BankingError):
+                    log(ERROR, f"plugin_error in={name} where={_where(error)} error={error!r}")
+                else:
+                    log(ERROR, f"plugin_error in={name} problem={error}")
+                reply.verdict = lib.BANKING_UNDECIDED
+            reply.elapsed_us = min(int((time.perf_counter() - started) * 1e6), 2**31 - 1)
+
+        return entry
+
+    def put(field: Any, value: str, size: int) -> None:
+        encoded = value.encode("utf-8", "surrogateescape").replace(b"\0", b"?")[: size - 1]
+        ffi.memmove(field, encoded + b"\0", len(encoded) + 1)
+
+    def answer(reply: Any, verdict: Verdict) -> None:
+        put(reply.message, verdict.message, lib.BANKING_MESSAGE_SIZE)
+        put(reply.token, verdict.token, lib.BANKING_TOKEN_SIZE)
+        # Undecided was settled by [Policy] undecided: what is not refused here is accepted.
+        reply.verdict = (
+            lib.BANKING_REFUSED if verdict.outcome is Outcome.REFUSED else lib.BANKING_ACCEPTED
+        )
+
+    def start(host: Any, reply: Any) -> None:
+        global _engine
+        plugin = convert.text(ffi, host.plugin)
+        try:
+            with _engine_lock:
+                if _engine is None:
+                    _engine = Engine(
+                        config_path=convert.text(ffi, host.config_path),
+                        cluster=convert.text(ffi, host.cluster),
+                        slurm_user_id=host.slurm_user_id,
+                        log=log,
+                    )
+                engine = _engine
+            config = engine.config()
+        except BankingError as error:
+            put(reply.message, str(error), lib.BANKING_MESSAGE_SIZE)
+            return
+        if _starts_relay(config, plugin):
+            problem = start_relay(config)
+            if problem is not None:
+                log(ERROR, problem)
+        log(
+            INFO,
+            f"ready plugin={plugin} mode={config.policy.mode.value} enforce={config.policy.enforce} "
+            f"prices={config.prices.version} state_dir={config.ledger.state_dir}",
+        )
+        reply.verdict = lib.BANKING_ACCEPTED
+
+    def engine() -> Engine:
+        assert _engine is not None, "banking_py_start was not called"
+        return _engine
+
+    def submit(struct: Any, reply: Any) -> None:
+        current = engine()
+        answer(reply, current.submit(convert.submission(ffi, struct, current.cluster)))
+
+    def update(struct: Any, reply: Any) -> None:
+        current = engine()
+        answer(reply, current.update(convert.job_update(ffi, struct, current.cluster)))
+
+    def run_ended(struct: Any, reply: Any) -> None:
+        current = engine()
+        current.run_ended(convert.run(ffi, struct, current.cluster, ended=True))
+        reply.verdict = lib.BANKING_ACCEPTED
+
+    def run_started(struct: Any, reply: Any) -> None:
+        current = engine()
+        current.run_started(convert.run(ffi, struct, current.cluster, ended=False))
+        reply.verdict = lib.BANKING_ACCEPTED
+
+    entries = {
+        "banking_py_start": start,
+        "banking_py_submit": submit,
+        "banking_py_update": update,
+        "banking_py_run_ended": run_ended,
+        "banking_py_run_started": run_started,
+    }
+    for name, work in entries.items():
+        if hasattr(lib, name):
+            ffi.def_extern(name=name)(guarded(name, work))
+
+
+def _starts_relay(config: Config, plugin: str) -> bool:
+    """jobcomp is loaded in the acting controller only, job_submit in a backup too, where no relay may run yet."""
+    if config.relay.start != "with-slurmctld":
+        return False
+    return plugin == "jobcomp" or not config.enable.enable_job_complete_plugin
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the innermost frame, as one word."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "?"
+    return f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+
+
+def loaded_modules() -> str:
+    """Names in sys.modules: what slurmctld ends up importing (a test reads it)."""
+    return ",".join(sorted(sys.modules))

@@ -1,0 +1,636 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The policy engine as slurmctld runs it: estimate, decide and set aside; charge; one canonical log line each.
+
+One engine per process, whichever plugin comes first. Nothing here raises what it can decide about: a ledger that cannot be
+used makes a submission undecided (``[Policy] undecided`` says what that means) and an ended run a rescan mark, which the
+relay settles from sacct.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from slurm_banking import messages, settle, tokens
+from slurm_banking.amounts import format_su
+from slurm_banking.boundary.asker import Asker
+from slurm_banking.config import Config, Reloader
+from slurm_banking.errors import EntryConflict, LedgerError
+from slurm_banking.estimate import Hints, Unpriceable, estimate, what_would_fit
+from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction, new_lien_id
+from slurm_banking.ledger.store import BUSY_TIMEOUT_SLURMCTLD_MS
+from slurm_banking.policy import (
+    FUNDS_REASONS,
+    Decision,
+    counts_while_queued,
+    decide,
+    is_exempt,
+)
+from slurm_banking.records import (
+    Estimate,
+    JobUpdate,
+    Outcome,
+    Reason,
+    Run,
+    Submission,
+    Verdict,
+)
+
+ERROR, INFO, DEBUG = 1, 2, 3
+
+#: The bank's word is not asked for again before a refusal if it is at most this old (seconds).
+FRESH_S = 3
+
+ACTOR = "slurmctld"
+RESCAN_NAME = "rescan"
+
+Log = Callable[[int, str], None]
+
+
+class Engine:
+    """:param log: takes a level (1 error, 2 info, 3 debug) and one line."""
+
+    def __init__(
+        self,
+        *,
+        config_path: str,
+        cluster: str,
+        slurm_user_id: int,
+        log: Log,
+        asker: Optional[Asker] = None,
+    ) -> None:
+        self.cluster = cluster
+        self.log = log
+        self.reloader = Reloader(config_path, True)
+        self.asker = asker or Asker(slurm_user_id)
+        self._ledger: Optional[Ledger] = None
+        self._ledger_lock = threading.Lock()
+        self._prices_recorded: str = ""
+        self._ledger_problem = ""
+        config = self.config()
+        for warning in config.warnings:
+            self.log(INFO, f"config_warning {warning}")
+        try:
+            self.ledger(config)
+        except LedgerError as error:
+            self._ledger_failed(error)
+
+    # -- what it stands on ------------------------------------------------------------------------------------------
+
+    def config(self) -> Config:
+        config = self.reloader.current(time.monotonic())
+        problem = self.reloader.take_problem()
+        if problem is not None:
+            self.log(ERROR, f"config_rejected keeping=last_good problem={problem}")
+        return config
+
+    def ledger(self, config: Config) -> Ledger:
+        """The ledger of the configured state directory, opened when it is first needed.
+
+        :raises LedgerError: it cannot be used.
+        """
+        ledger = self._ledger
+        if ledger is not None and ledger.state_dir == config.ledger.state_dir:
+            return ledger
+        with self._ledger_lock:
+            if self._ledger is None or self._ledger.state_dir != config.ledger.state_dir:
+                opened = Ledger(
+                    config.ledger.state_dir,
+                    self.cluster,
+                    busy_timeout_ms=BUSY_TIMEOUT_SLURMCTLD_MS,
+                )
+                if self._ledger is not None:
+                    self._ledger.close()
+                self._ledger = opened
+                self._prices_recorded = ""
+                self._ledger_problem = ""
+            return self._ledger
+
+    def _ledger_failed(self, error: LedgerError) -> None:
+        """One line when it starts to fail, and one for each other problem; not one per job."""
+        text = str(error)
+        if text != self._ledger_problem:
+            self._ledger_problem = text
+            self.log(ERROR, f"ledger_unavailable problem={text}")
+
+    def _ready(self, tx: Transaction, config: Config) -> bool:
+        """Prices recorded; whether the ledger was compared with Slurm since it was new, lost or unclean."""
+        self._ledger_problem = ""
+        if self._prices_recorded != config.prices.version:
+            settle.record_prices(tx, config)
+            self._prices_recorded = config.prices.version
+        return tx.complete
+
+    # -- submissions ------------------------------------------------------------------------------------------------
+
+    def submit(self, sub: Submission) -> Verdict:
+        started = time.perf_counter()
+        config = self.config()
+        verdict = self._decide_submission(sub, config)
+        verdict = self._enforced(verdict, config, sub.account)
+        self._log_submission(sub, verdict, started)
+        return verdict
+
+    def _decide_submission(self, sub: Submission, config: Config) -> Verdict:
+        early = self._without_funds(sub, config)
+        if early is not None:
+            return early
+        assert sub.account is not None
+        try:
+            cost = self._estimate(sub, config)
+        except Unpriceable as problem:
+            return Verdict(
+                outcome=Outcome.REFUSED,
+                reason=problem.reason,
+                message=messages.refused(problem.reason, sub.account, problem.detail),
+            )
+        lien_id = new_lien_id()
+
+        def set_aside(tx: Transaction, reason: Reason) -> str:
+            tx.open_lien(
+                account=sub.account or "",
+                user_id=sub.job_user_id,
+                per_task_csu=cost.per_task_csu,
+                tasks=cost.tasks,
+                origin="submit",
+                inputs=cost.inputs(),
+                reason=reason.value,
+                actor=ACTOR,
+                lien_id=lien_id,
+                counted=counts_while_queued(config.policy.mode),
+                user_name=sub.user_name,
+                name=sub.name,
+            )
+            return str(
+                tokens.Token(
+                    lien_id=lien_id,
+                    per_task_csu=cost.per_task_csu,
+                    price_version=cost.price_version,
+                )
+            )
+
+        return self._decide(config, sub, cost, 0, None, set_aside)
+
+    def _without_funds(self, sub: Submission, config: Config) -> Optional[Verdict]:
+        """What is decided before anything is estimated."""
+        if is_exempt(
+            config,
+            account=sub.account,
+            user_name=sub.user_name,
+            user_id=sub.job_user_id,
+            qos=sub.qos,
+        ):
+            return Verdict(outcome=Outcome.ACCEPTED, reason=Reason.EXEMPT)
+        reason = None
+        if sub.account is None:
+            reason = Reason.NO_ACCOUNT
+        elif not sub.associated:
+            reason = Reason.NOT_ASSOCIATED
+        if reason is None:
+            return None
+        return Verdict(
+            outcome=Outcome.REFUSED,
+            reason=reason,
+            message=messages.refused(reason, sub.account),
+        )
+
+    def _estimate(
+        self,
+        sub: Submission,
+        config: Config,
+        *,
+        tasks: Optional[int] = None,
+        cpus: Optional[int] = None,
+    ) -> Estimate:
+        return estimate(
+            sub,
+            config.prices,
+            unlisted=config.policy.unlisted_partition,
+            horizon_min=config.policy.horizon_min,
+            tasks=tasks,
+            cpus=cpus,
+        )
+
+    def _decide(
+        self,
+        config: Config,
+        sub: Submission,
+        cost: Estimate,
+        freed_csu: int,
+        job_id: Optional[int],
+        set_aside: Callable[[Transaction, Reason], str],
+        find: Optional[Callable[[Transaction], int]] = None,
+    ) -> Verdict:
+        """Check and set aside in one transaction; ask the relay once if the bank's word is missing or old.
+
+        ``find`` runs first in the transaction and returns what is set aside for the job already.
+        """
+        account = sub.account or ""
+        asked = False
+        while True:
+            now = int(time.time())
+            try:
+                with self.ledger(config).transaction() as tx:
+                    complete = self._ready(tx, config)
+                    if find is not None:
+                        freed_csu = find(tx)
+                    view = tx.funds_view(account, sub.job_user_id)
+                    decision = decide(
+                        cost.cost_csu, view, config.policy.mode, freed_csu=freed_csu
+                    )
+                    if not complete and decision.reason in FUNDS_REASONS | {Reason.FITS}:
+                        # What is set aside for the jobs in Slurm's queue is not all there yet.
+                        decision = Decision(Outcome.UNDECIDED, Reason.LEDGER_UNAVAILABLE)
+                    old = decision.reason in FUNDS_REASONS and now - view.read_at > FRESH_S
+                    if old and not asked:
+                        asked = True
+                        ask = True
+                    else:
+                        ask = False
+                        return self._settled(
+                            tx, config, sub, cost, decision, job_id, now, set_aside, freed_csu
+                        )
+            except LedgerError as error:
+                self._ledger_failed(error)
+                return self._undecided(Reason.LEDGER_UNAVAILABLE, cost, config, account)
+            if ask:
+                self.asker.refresh(config.relay.socket, account, sub.job_user_id, FRESH_S)
+
+    def _settled(
+        self,
+        tx: Transaction,
+        config: Config,
+        sub: Submission,
+        cost: Estimate,
+        decision: Decision,
+        job_id: Optional[int],
+        now: int,
+        set_aside: Callable[[Transaction, Reason], str],
+        freed_csu: int,
+    ) -> Verdict:
+        """Within the transaction of the check: set aside what is accepted, or say why not."""
+        account = sub.account or ""
+        outcome, reason = decision.outcome, decision.reason
+        note = None
+        if outcome is not Outcome.ACCEPTED:
+            allowed = tx.exception_for(sub.job_user_id, job_id, now)
+            if allowed is not None:
+                outcome, reason = Outcome.ACCEPTED, Reason.ALLOWED
+                note = f"accepted by an operator's exception: {allowed}"
+            elif config.policy.enforce == "log":
+                note = f"would be refused: {reason.value}" if outcome is Outcome.REFUSED else None
+                outcome = Outcome.ACCEPTED
+            elif outcome is Outcome.UNDECIDED:
+                return self._undecided(reason, cost, config, account, tx, set_aside)
+        if outcome is Outcome.ACCEPTED:
+            token = set_aside(tx, reason)
+            left = decision.available_csu
+            if left is not None:
+                left += freed_csu - cost.cost_csu
+            message = ""
+            if config.policy.tell_estimate:
+                message = messages.accepted(account, cost, left, note)
+            return Verdict(
+                outcome=outcome,
+                reason=reason,
+                estimate=cost,
+                token=token,
+                message=message,
+                available_csu=decision.available_csu,
+            )
+        if reason in (Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_USER_FUNDS):
+            available = decision.available_csu or 0
+            held = tx.set_aside(account)
+            message = messages.insufficient(
+                account,
+                cost,
+                available,
+                reason,
+                held,
+                self._hints(sub, config, available + freed_csu, cost),
+            )
+            return Verdict(
+                outcome=outcome,
+                reason=reason,
+                estimate=cost,
+                message=message,
+                available_csu=available,
+                set_aside_csu=held.queued_csu + held.running_csu,
+            )
+        return Verdict(
+            outcome=outcome,
+            reason=reason,
+            estimate=cost,
+            message=messages.refused(reason, account),
+            available_csu=decision.available_csu,
+        )
+
+    def _hints(
+        self, sub: Submission, config: Config, available_csu: int, cost: Estimate
+    ) -> Hints:
+        try:
+            return what_would_fit(
+                sub,
+                config.prices,
+                available_csu,
+                unlisted=config.policy.unlisted_partition,
+                horizon_min=config.policy.horizon_min,
+                tasks=cost.tasks,
+            )
+        except Unpriceable:
+            return Hints()
+
+    def _undecided(
+        self,
+        reason: Reason,
+        cost: Estimate,
+        config: Config,
+        account: str,
+        tx: Optional[Transaction] = None,
+        set_aside: Optional[Callable[[Transaction, Reason], str]] = None,
+    ) -> Verdict:
+        """By policy: refuse, or accept and set aside all the same where the ledger can be written."""
+        if config.policy.undecided == "reject" and config.policy.enforce != "log":
+            return Verdict(
+                outcome=Outcome.REFUSED,
+                reason=reason,
+                estimate=cost,
+                message=messages.refused(reason, account),
+            )
+        token = ""
+        if tx is not None and set_aside is not None:
+            token = set_aside(tx, reason)
+        message = ""
+        if config.policy.tell_estimate:
+            message = messages.accepted(account, cost, None, messages.unchecked(reason))
+        return Verdict(
+            outcome=Outcome.UNDECIDED,
+            reason=reason,
+            estimate=cost,
+            token=token,
+            message=message,
+        )
+
+    def _enforced(self, verdict: Verdict, config: Config, account: Optional[str]) -> Verdict:
+        """``enforce = "log"`` turns every refusal into an accepted, unchecked submission; contact under a refusal."""
+        if verdict.outcome is not Outcome.REFUSED:
+            return verdict
+        if config.policy.enforce == "log":
+            return Verdict(
+                outcome=Outcome.UNDECIDED,
+                reason=verdict.reason,
+                estimate=verdict.estimate,
+            )
+        if not config.policy.contact:
+            return verdict
+        return Verdict(
+            outcome=verdict.outcome,
+            reason=verdict.reason,
+            estimate=verdict.estimate,
+            message=f"{verdict.message}\n{config.policy.contact}",
+            available_csu=verdict.available_csu,
+            set_aside_csu=verdict.set_aside_csu,
+        )
+
+    def _log_submission(self, sub: Submission, verdict: Verdict, started: float) -> None:
+        words = [f"submission_{verdict.outcome.value}", f"job_user={sub.job_user_id}"]
+        if sub.submit_user_id != sub.job_user_id:
+            words.append(f"submit_user={sub.submit_user_id}")
+        words.append(f"account={_word(sub.account or '-')}")
+        words += _numbers(verdict)
+        if verdict.token:
+            words.append(f"lien={verdict.token.split('=')[1].split(':')[0]}")
+        words.append(f"elapsed_us={int((time.perf_counter() - started) * 1e6)}")
+        words.append(f"reason={verdict.reason.value}")
+        self.log(INFO, " ".join(words))
+
+    # -- updates ----------------------------------------------------------------------------------------------------
+
+    def update(self, update: JobUpdate) -> Verdict:
+        """A change of a job by somebody who may make it: what it would cost more is set aside now, or it is refused.
+
+        Nothing is lowered here: Slurm has not decided yet, and the sweep lowers what Slurm is seen to have done.
+        """
+        started = time.perf_counter()
+        config = self.config()
+        verdict = self._decide_update(update, config)
+        verdict = self._enforced(verdict, config, update.wanted.account)
+        words = [
+            f"update_{verdict.outcome.value}",
+            f"job_id={update.job_id}",
+            f"by_user={update.wanted.submit_user_id}",
+            f"account={_word(update.wanted.account or '-')}",
+            *_numbers(verdict),
+            f"elapsed_us={int((time.perf_counter() - started) * 1e6)}",
+            f"reason={verdict.reason.value}",
+        ]
+        self.log(INFO, " ".join(words))
+        return verdict
+
+    def _decide_update(self, update: JobUpdate, config: Config) -> Verdict:
+        sub = update.wanted
+        early = self._without_funds(sub, config)
+        if early is not None:
+            return early
+        try:
+            cost = self._estimate(
+                sub,
+                config,
+                tasks=update.task_count,
+                cpus=update.total_cpus if update.running else None,
+            )
+        except Unpriceable as problem:
+            return Verdict(
+                outcome=Outcome.REFUSED,
+                reason=problem.reason,
+                message=messages.refused(problem.reason, sub.account, problem.detail),
+            )
+        found: Dict[str, Any] = {}
+
+        def find(tx: Transaction) -> int:
+            found["held"] = held = self._held(tx, update)
+            if isinstance(held, LedgerRun):
+                return held.ledger_csu if held.account == sub.account else 0
+            if isinstance(held, Lien) and held.account == sub.account:
+                return held.amount_csu if held.counted else cost.cost_csu
+            return 0
+
+        def set_aside(tx: Transaction, reason: Reason) -> str:
+            held = found["held"]
+            why = f"update: {reason.value}"
+            if isinstance(held, LedgerRun):
+                if cost.per_task_csu > max(held.lien_csu, held.proposed_csu or 0):
+                    tx.propose_for_run(
+                        held,
+                        cost_csu=cost.per_task_csu,
+                        inputs=cost.inputs(),
+                        actor=ACTOR,
+                        reason=why,
+                    )
+            elif isinstance(held, Lien) and held.account == sub.account:
+                if cost.per_task_csu > max(held.per_task_csu, held.proposed_csu or 0):
+                    tx.propose(
+                        held,
+                        per_task_csu=cost.per_task_csu,
+                        inputs=cost.inputs(),
+                        actor=ACTOR,
+                        reason=why,
+                    )
+            else:
+                tx.open_lien(
+                    account=sub.account or "",
+                    user_id=sub.job_user_id,
+                    per_task_csu=cost.per_task_csu,
+                    tasks=cost.tasks,
+                    origin="update",
+                    inputs=cost.inputs(),
+                    reason=why,
+                    actor=ACTOR,
+                    counted=counts_while_queued(config.policy.mode),
+                    user_name=sub.user_name,
+                    name=sub.name,
+                    job_id=update.array_job_id or update.job_id,
+                    submit_time=update.submit_time,
+                    restart_count=update.restart_count,
+                    supersedes=held.lien_id if isinstance(held, Lien) else None,
+                )
+            return ""
+
+        verdict = self._decide(config, sub, cost, 0, update.job_id, set_aside, find)
+        if verdict.outcome is Outcome.REFUSED:
+            return verdict
+        return Verdict(
+            outcome=verdict.outcome,
+            reason=verdict.reason,
+            estimate=verdict.estimate,
+            message=verdict.message,
+            available_csu=verdict.available_csu,
+        )
+
+    def _held(self, tx: Transaction, update: JobUpdate) -> Any:
+        """The running run or the open lien of the job, whatever its account; None: nothing is set aside for it."""
+        if update.running:
+            run = tx.find_run(update.job_id, update.submit_time, update.restart_count)
+            if run is not None and run.state == "running":
+                return run
+        token = tokens.parse(update.wanted.admin_comment)
+        candidates = [
+            lien
+            for lien in tx.liens_by_job(update.job_id)
+            + (tx.liens_by_job(update.array_job_id) if update.array_job_id else [])
+            if lien.open and lien.user_id == update.wanted.job_user_id
+        ]
+        if not candidates and token is not None:
+            lien = tx.lien(token.lien_id)
+            if (
+                lien is not None
+                and lien.open
+                and lien.job_id is None
+                and lien.user_id == update.wanted.job_user_id
+            ):
+                candidates = [lien]
+        same = [lien for lien in candidates if lien.account == update.wanted.account]
+        return (same or candidates or [None])[0]
+
+    # -- runs -------------------------------------------------------------------------------------------------------
+
+    def run_ended(self, run: Run) -> None:
+        started = time.perf_counter()
+        config = self.config()
+        if self._exempt_run(config, run):
+            return
+        try:
+            with self.ledger(config).transaction() as tx:
+                self._ready(tx, config)
+                result = settle.end_run(tx, run, config, actor=ACTOR)
+        except EntryConflict as error:
+            self.log(ERROR, f"run_conflict job_id={run.job_id} problem={error}")
+            return
+        except LedgerError as error:
+            self._ledger_failed(error)
+            self._mark_for_rescan(config, run)
+            return
+        words = [
+            f"run_{result.kind}",
+            f"job_id={run.job_id}",
+            f"restart={run.restart_count}",
+            f"user={run.user_id}",
+            f"account={_word(run.account or '-')}",
+            f"partition={_word(run.partition or '-')}",
+            f"state={run.state}",
+            f"cpus={run.cpus}",
+            f"elapsed_s={run.elapsed_s}",
+        ]
+        if result.run is not None and result.run.charge_csu is not None:
+            words.append(f"charge_su={format_su(result.run.charge_csu)}")
+        if result.overdrawn_csu:
+            words.append(f"above_lien_su={format_su(result.overdrawn_csu)}")
+        if result.next_lien_id:
+            words.append(f"next_lien={result.next_lien_id}")
+        words.append(f"elapsed_us={int((time.perf_counter() - started) * 1e6)}")
+        self.log(INFO, " ".join(words))
+        if run.resizing:
+            self._mark_for_rescan(config, run)
+
+    def run_started(self, run: Run) -> None:
+        """From 25.05 on; before, the relay finds starts in the queue."""
+        config = self.config()
+        if self._exempt_run(config, run):
+            return
+        try:
+            with self.ledger(config).transaction() as tx:
+                self._ready(tx, config)
+                settle.start_run(tx, run, config, actor=ACTOR)
+        except EntryConflict as error:
+            self.log(ERROR, f"run_conflict job_id={run.job_id} problem={error}")
+        except LedgerError as error:
+            self._ledger_failed(error)
+
+    def _exempt_run(self, config: Config, run: Run) -> bool:
+        return is_exempt(
+            config,
+            account=run.account,
+            user_name=run.user_name,
+            user_id=run.user_id,
+            qos=run.qos,
+        )
+
+    def _mark_for_rescan(self, config: Config, run: Run) -> None:
+        """A line in a file beside the ledger: the relay looks in sacct. The sacct window would find it later anyway."""
+        line = json.dumps(
+            {"job_id": run.job_id, "submit_time": run.submit_time, "at": int(time.time())}
+        )
+        path = os.path.join(config.ledger.state_dir, RESCAN_NAME)
+        try:
+            descriptor = os.open(
+                path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
+            try:
+                os.write(descriptor, line.encode("ascii") + b"\n")
+            finally:
+                os.close(descriptor)
+            self.log(INFO, f"run_to_rescan job_id={run.job_id}")
+        except OSError as error:
+            self.log(
+                ERROR,
+                f"run_to_rescan job_id={run.job_id} mark={path} problem={error.strerror}; "
+                "the relay's sacct window will find it",
+            )
+
+
+def _numbers(verdict: Verdict) -> Tuple[str, ...]:
+    words = []
+    if verdict.estimate is not None:
+        words.append(f"partition={_word(verdict.estimate.partition)}")
+        words.append(f"estimate_su={format_su(verdict.estimate.cost_csu)}")
+    if verdict.available_csu is not None:
+        words.append(f"available_su={format_su(verdict.available_csu)}")
+    return tuple(words)
+
+
+def _word(value: str) -> str:
+    """One word for a log line, whatever a user wrote."""
+    return "".join(c if c.isprintable() and c not in ' ="' else "?" for c in value)[:100] or "-"

@@ -1,0 +1,227 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- The ledger's named queries; transaction.py runs them. A query goes from its "-- name:" line to the next one.
+
+-- name: get_meta
+SELECT value FROM meta WHERE key = ?;
+
+-- name: put_meta
+INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: append_entry
+INSERT INTO entries (at_us, kind, lien_id, job_id, submit_time, restart_count, account, user_id, amount_csu, actor,
+	reason, inputs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: get_funds
+SELECT * FROM funds WHERE account = ? AND user_id IN (-1, ?);
+
+-- name: put_funds
+INSERT INTO funds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (account, user_id) DO UPDATE SET kind = excluded.kind, limit_csu = excluded.limit_csu,
+	remaining_csu = excluded.remaining_csu, allocation = excluded.allocation, start_time = excluded.start_time,
+	end_time = excluded.end_time, reason = excluded.reason, read_at = excluded.read_at;
+
+-- name: spend_funds
+UPDATE funds SET remaining_csu = remaining_csu - :spent_csu
+WHERE account = :account AND user_id IN (-1, :user_id) AND kind = 'limited';
+
+-- name: get_exposure
+SELECT user_id, SUM(amount_csu) AS amount_csu FROM exposure
+WHERE account = ? AND user_id IN (-1, ?) AND period IN ('', ?) GROUP BY user_id;
+
+-- name: accounts_in_use
+SELECT DISTINCT account, user_id FROM (
+	SELECT account, user_id FROM liens WHERE state != 'ended'
+	UNION SELECT account, user_id FROM runs WHERE state = 'running'
+	UNION SELECT runs.account, runs.user_id FROM outbox JOIN runs USING (run_id)
+	UNION SELECT account, user_id FROM funds WHERE user_id != -1 AND read_at > :recently);
+
+-- name: set_aside_queued
+SELECT counted, COUNT(*) AS jobs, TOTAL(amount_csu) AS csu, TOTAL(tasks_left * per_task_csu) AS shown_csu
+FROM liens WHERE account = ? AND state != 'ended' GROUP BY counted;
+
+-- name: set_aside_running
+SELECT counted, COUNT(*) AS jobs, TOTAL(ledger_csu) AS csu, TOTAL(lien_csu) AS shown_csu
+FROM runs WHERE account = ? AND state = 'running' GROUP BY counted;
+
+-- name: insert_lien
+INSERT INTO liens (lien_id, state, origin, counted, account, user_id, job_id, submit_time, restart_count, tasks_left,
+	per_task_csu, amount_csu, supersedes, user_name, name, inputs, created_us)
+VALUES (:lien_id, :state, :origin, :counted, :account, :user_id, :job_id, :submit_time, :restart_count, :tasks_left,
+	:per_task_csu, :amount_csu, :supersedes, :user_name, :name, :inputs, :created_us);
+
+-- name: get_lien
+SELECT * FROM liens WHERE lien_id = ?;
+
+-- name: open_liens
+SELECT * FROM liens WHERE state != 'ended' ORDER BY created_us, lien_id;
+
+-- name: open_liens_by_job
+SELECT * FROM liens WHERE state != 'ended' AND job_id IN (?, ?) ORDER BY created_us DESC;
+
+-- name: liens_by_job
+SELECT * FROM liens WHERE job_id IN (?, ?) ORDER BY created_us DESC;
+
+-- name: set_lien_proposal
+UPDATE liens SET proposed_csu = :proposed_csu, proposed_us = :proposed_us, proposed_inputs = :proposed_inputs,
+	amount_csu = :amount_csu WHERE lien_id = :lien_id AND state != 'ended';
+
+-- name: bind_lien
+UPDATE liens SET state = 'confirmed', job_id = :job_id, submit_time = :submit_time, restart_count = :restart_count,
+	tasks_left = :tasks_left, per_task_csu = :per_task_csu, inputs = :inputs, seen_inputs = :seen_inputs,
+	proposed_csu = :proposed_csu, proposed_us = :proposed_us, proposed_inputs = :proposed_inputs,
+	amount_csu = :amount_csu, confirmed_us = COALESCE(confirmed_us, :now_us), missed = 0
+WHERE lien_id = :lien_id AND state != 'ended';
+
+-- name: bind_lien_to_job
+UPDATE liens SET state = 'confirmed', job_id = :job_id, submit_time = :submit_time,
+	confirmed_us = COALESCE(confirmed_us, :now_us) WHERE lien_id = :lien_id AND job_id IS NULL;
+
+-- name: take_lien_tasks
+UPDATE liens SET tasks_left = :tasks_left, amount_csu = :amount_csu, missed = 0 WHERE lien_id = :lien_id;
+
+-- name: end_lien
+UPDATE liens SET state = 'ended', end_kind = :kind, tasks_left = 0, amount_csu = 0, proposed_csu = NULL,
+	proposed_us = NULL, proposed_inputs = NULL, ended_us = :now_us WHERE lien_id = :lien_id AND state != 'ended';
+
+-- name: set_lien_missed
+UPDATE liens SET missed = ? WHERE lien_id = ?;
+
+-- name: insert_run
+INSERT INTO runs (job_id, submit_time, restart_count, state, lien_id, counted, account, user_id, user_name, name,
+	array_job_id, array_task_id, partition, qos, start_time, end_time, elapsed_s, cpus, nodes, node_count,
+	time_limit_min, slurm_state, lien_csu, charge_csu, ledger_csu, period, inputs, source)
+VALUES (:job_id, :submit_time, :restart_count, :state, :lien_id, :counted, :account, :user_id, :user_name, :name,
+	:array_job_id, :array_task_id, :partition, :qos, :start_time, :end_time, :elapsed_s, :cpus, :nodes, :node_count,
+	:time_limit_min, :slurm_state, :lien_csu, :charge_csu, :ledger_csu, :period, :inputs, :source);
+
+-- name: get_run
+SELECT * FROM runs WHERE run_id = ?;
+
+-- name: find_run
+SELECT * FROM runs WHERE job_id = ? AND submit_time = ? ORDER BY restart_count DESC;
+
+-- name: running_runs
+SELECT * FROM runs WHERE state = 'running' ORDER BY run_id;
+
+-- name: runs_by_job
+SELECT * FROM runs WHERE job_id = :job_id OR array_job_id = :job_id ORDER BY run_id;
+
+-- name: set_run_proposal
+UPDATE runs SET proposed_csu = :proposed_csu, proposed_us = :proposed_us, proposed_inputs = :proposed_inputs,
+	ledger_csu = :ledger_csu WHERE run_id = :run_id AND state = 'running';
+
+-- name: reamount_run
+UPDATE runs SET lien_csu = :lien_csu, inputs = :inputs, time_limit_min = :time_limit_min, cpus = :cpus,
+	partition = :partition, qos = :qos, proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL,
+	ledger_csu = :ledger_csu WHERE run_id = :run_id AND state = 'running';
+
+-- name: end_run
+UPDATE runs SET state = 'ended', slurm_state = :slurm_state, start_time = :start_time, end_time = :end_time,
+	elapsed_s = :elapsed_s, cpus = :cpus, nodes = :nodes, node_count = :node_count, partition = :partition, qos = :qos,
+	time_limit_min = :time_limit_min, charge_csu = :charge_csu, ledger_csu = :charge_csu, period = :period,
+	proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL, inputs = :inputs, source = :source,
+	end_acked = 0, parked = NULL WHERE run_id = :run_id;
+
+-- name: put_outbox
+INSERT INTO outbox (run_id, phase, created_us) VALUES (?, ?, ?) ON CONFLICT (run_id, phase) DO NOTHING;
+
+-- name: drop_outbox
+DELETE FROM outbox WHERE run_id = ? AND phase = ?;
+
+-- name: next_deliveries
+SELECT outbox.seq AS outbox_seq, outbox.phase AS outbox_phase, outbox.created_us AS outbox_created_us, runs.*
+FROM outbox JOIN runs USING (run_id) WHERE outbox.seq > ? ORDER BY outbox.seq LIMIT ?;
+
+-- name: count_outbox
+SELECT COUNT(*) AS waiting, MIN(created_us) AS oldest_us FROM outbox;
+
+-- name: acknowledge
+UPDATE runs SET bank_csu = :bank_csu, bank_job_id = COALESCE(:bank_job_id, bank_job_id),
+	start_acked = start_acked OR :start_acked, end_acked = :end_acked, parked = NULL WHERE run_id = :run_id;
+
+-- name: park_run
+UPDATE runs SET parked = ? WHERE run_id = ?;
+
+-- name: parked_runs
+SELECT * FROM runs WHERE parked IS NOT NULL ORDER BY run_id;
+
+-- name: settle_period
+UPDATE runs SET period = CASE WHEN start_time >= :start_time THEN :allocation ELSE 'before ' || :allocation END
+WHERE account = :account AND period = '' AND start_time IS NOT NULL;
+
+-- name: insert_exception
+INSERT INTO exceptions (user_id, job_id, until, reason, actor, created_us) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: find_exception
+SELECT reason FROM exceptions WHERE until > :now AND (user_id = :user_id OR job_id = :job_id) LIMIT 1;
+
+-- name: exceptions_in_force
+SELECT * FROM exceptions WHERE until > ? ORDER BY exception_id;
+
+-- name: latest_prices
+SELECT version FROM price_lists ORDER BY in_force_us DESC LIMIT 1;
+
+-- name: insert_prices
+INSERT INTO price_lists VALUES (?, ?, ?) ON CONFLICT (in_force_us) DO NOTHING;
+
+-- name: prices_at
+SELECT version, tables FROM price_lists WHERE in_force_us <= ? ORDER BY in_force_us DESC LIMIT 1;
+
+-- name: entries_by_job
+SELECT * FROM entries WHERE job_id = :job_id
+	OR lien_id IN (SELECT lien_id FROM liens WHERE job_id = :job_id)
+	OR job_id IN (SELECT job_id FROM runs WHERE array_job_id = :job_id) ORDER BY seq;
+
+-- name: entries_by_account
+SELECT * FROM entries WHERE account = ? AND at_us >= ? AND at_us < ? ORDER BY seq;
+
+-- name: ended_runs
+SELECT * FROM runs WHERE state = 'ended' AND charge_csu IS NOT NULL
+	AND (:account IS NULL OR account = :account) AND (:user_id IS NULL OR user_id = :user_id)
+	AND end_time >= :since AND end_time < :until ORDER BY end_time, run_id LIMIT :limit;
+
+-- name: running_at_bank
+SELECT COALESCE(SUM(bank_csu), 0) FROM runs WHERE account = ? AND state = 'running';
+
+-- name: open_liens_of
+SELECT * FROM liens WHERE state != 'ended' AND (:account IS NULL OR account = :account)
+	AND (:user_id IS NULL OR user_id = :user_id) ORDER BY created_us, lien_id LIMIT :limit;
+
+-- name: running_runs_of
+SELECT * FROM runs WHERE state = 'running' AND (:account IS NULL OR account = :account)
+	AND (:user_id IS NULL OR user_id = :user_id) ORDER BY run_id LIMIT :limit;
+
+-- name: entries_by_lien
+SELECT * FROM entries WHERE lien_id = ? ORDER BY seq LIMIT ?;
+
+-- name: outbox_of_run
+SELECT phase, created_us FROM outbox WHERE run_id = ? ORDER BY seq;
+
+-- name: account_entries_end
+SELECT seq FROM entries WHERE account = ? AND seq > ? ORDER BY seq LIMIT 1 OFFSET ?;
+
+-- name: postings
+SELECT entries.seq AS posting_seq, entries.at_us AS posting_at_us, entries.kind AS posting_kind,
+	entries.amount_csu AS posting_amount_csu, entries.reason AS posting_reason, entries.actor AS posting_actor,
+	entries.inputs AS posting_inputs,
+	(SELECT COALESCE(SUM(later.amount_csu), 0) FROM entries AS later
+		WHERE later.kind = 'restated' AND later.job_id = entries.job_id AND later.submit_time = entries.submit_time
+	) AS posting_restated_csu, runs.*
+FROM entries JOIN runs ON runs.run_id = (
+	SELECT run_id FROM runs AS candidate
+	WHERE candidate.job_id = entries.job_id AND candidate.submit_time = entries.submit_time
+	ORDER BY candidate.restart_count = entries.restart_count DESC LIMIT 1)
+WHERE entries.account = :account AND entries.seq > :after_seq AND entries.seq <= :last_seq
+	AND entries.kind IN ('charge', 'restated') AND entries.at_us >= :since_us AND entries.at_us < :until_us
+	AND (:user_id IS NULL OR entries.user_id = :user_id)
+ORDER BY entries.seq;
+
+-- name: check_exposure
+SELECT 'exposure of account ' || account || ' is ' || kept || ', its liens and runs amount to ' || made AS problem
+FROM (
+	SELECT account, SUM(kept) AS kept, SUM(made) AS made FROM (
+		SELECT account, amount_csu AS kept, 0 AS made FROM exposure WHERE user_id = -1
+		UNION ALL SELECT account, 0, amount_csu FROM liens WHERE counted
+		UNION ALL SELECT account, 0, ledger_csu - bank_csu FROM runs)
+	GROUP BY account)
+WHERE kept != made;

@@ -1,0 +1,1115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Everything that may happen to the ledger, each within one transaction that the caller commits.
+
+Nothing here decides, prices or asks anybody: callers bring verdicts, costs and sightings; this module appends the
+entries and keeps the tables that follow from them.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from slurm_banking.errors import EntryConflict
+from slurm_banking.ledger.queries import QUERIES
+from slurm_banking.ledger.rows import (
+    WHOLE_ACCOUNT,
+    Delivery,
+    EndResult,
+    FundsView,
+    LedgerEntry,
+    LedgerRun,
+    Lien,
+    Posting,
+    SetAside,
+    dump_json,
+    load_json,
+    new_lien_id,
+)
+from slurm_banking.records import Funds, FundsKind, Reason, Run
+
+#: How many open updates, liens or deliveries one call hands out at most.
+MAX_ROWS = 100_000
+
+
+class Transaction:
+    """Made by :meth:`Ledger.transaction`; of no use after that block."""
+
+    def __init__(self, connection: sqlite3.Connection, cluster: str) -> None:
+        self._connection = connection
+        self.cluster = cluster
+        self.now_us = time.time_ns() // 1000
+
+    # -- plumbing ---------------------------------------------------------------------------------------------------
+
+    def _run(self, query: str, parameters: Any = ()) -> sqlite3.Cursor:
+        return self._connection.execute(QUERIES[query], parameters)
+
+    def _rows(self, query: str, parameters: Any = ()) -> Iterator[Dict[str, Any]]:
+        cursor = self._run(query, parameters)
+        names = [column[0] for column in cursor.description]
+        for row in cursor:
+            yield dict(zip(names, row))
+
+    def _row(self, query: str, parameters: Any = ()) -> Optional[Dict[str, Any]]:
+        return next(self._rows(query, parameters), None)
+
+    def append(
+        self,
+        kind: str,
+        *,
+        account: str,
+        user_id: int,
+        amount_csu: int,
+        reason: str,
+        actor: str,
+        lien_id: Optional[str] = None,
+        job_id: Optional[int] = None,
+        submit_time: Optional[int] = None,
+        restart_count: Optional[int] = None,
+        inputs: Optional[Mapping[str, Any]] = None,
+    ) -> int:
+        """Append one entry; its sequence number. ``amount_csu``: the change of what counts against funds."""
+        cursor = self._run(
+            "append_entry",
+            (
+                self.now_us,
+                kind,
+                lien_id,
+                job_id,
+                submit_time,
+                restart_count,
+                account,
+                user_id,
+                amount_csu,
+                actor,
+                reason,
+                dump_json(inputs),
+            ),
+        )
+        return int(cursor.lastrowid or 0)
+
+    # -- meta -------------------------------------------------------------------------------------------------------
+
+    def meta(self, key: str) -> Optional[str]:
+        row = self._run("get_meta", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str) -> None:
+        self._run("put_meta", (key, value))
+
+    @property
+    def complete(self) -> bool:
+        """False while the ledger is new, lost or unclean, and the relay has not yet compared it with Slurm."""
+        return self.meta("complete") == "1"
+
+    # -- funds ------------------------------------------------------------------------------------------------------
+
+    def funds(self, account: str, user_id: int) -> Tuple[Optional[Funds], Optional[Funds]]:
+        """The account's row and the user's row inside it; None where the bank was never asked."""
+        found: Dict[int, Funds] = {}
+        for row in self._rows("get_funds", (account, user_id)):
+            found[row["user_id"]] = Funds(
+                account=row["account"],
+                user_id=None if row["user_id"] == WHOLE_ACCOUNT else row["user_id"],
+                kind=FundsKind(row["kind"]),
+                limit_csu=row["limit_csu"],
+                remaining_csu=row["remaining_csu"],
+                allocation=row["allocation"],
+                start_time=row["start_time"],
+                end_time=row["end_time"],
+                reason=None if row["reason"] is None else Reason(row["reason"]),
+                read_at=row["read_at"],
+            )
+        return found.get(WHOLE_ACCOUNT), found.get(user_id)
+
+    def put_funds(self, funds: Funds) -> None:
+        """Replace what the bank says. Only while no delivery for the account is in flight or unresolved."""
+        self._run(
+            "put_funds",
+            (
+                funds.account,
+                WHOLE_ACCOUNT if funds.user_id is None else funds.user_id,
+                funds.kind.value,
+                funds.limit_csu,
+                funds.remaining_csu,
+                funds.allocation,
+                funds.start_time,
+                funds.end_time,
+                None if funds.reason is None else funds.reason.value,
+                funds.read_at,
+            ),
+        )
+        if funds.user_id is None and funds.allocation and funds.start_time is not None:
+            self._run(
+                "settle_period",
+                {
+                    "account": funds.account,
+                    "allocation": funds.allocation,
+                    "start_time": funds.start_time,
+                },
+            )
+
+    def funds_view(self, account: str, user_id: int) -> FundsView:
+        """What a verdict is based on."""
+        of_account, of_user = self.funds(account, user_id)
+        period = of_account.allocation if of_account is not None else ""
+        sums = dict(self._run("get_exposure", (account, user_id, period)).fetchall())
+        return FundsView(
+            account=of_account,
+            user=of_user,
+            account_exposure_csu=int(sums.get(WHOLE_ACCOUNT, 0)),
+            user_exposure_csu=int(sums.get(user_id, 0)),
+        )
+
+    def set_aside(self, account: str) -> SetAside:
+        numbers = dict.fromkeys(
+            ("queued_csu", "queued_jobs", "running_csu", "running_jobs", "gf_csu", "gf_jobs"), 0
+        )
+        for kind, query in (("queued", "set_aside_queued"), ("running", "set_aside_running")):
+            for row in self._rows(query, (account,)):
+                if row["counted"]:
+                    numbers[kind + "_csu"] += int(row["csu"])
+                    numbers[kind + "_jobs"] += row["jobs"]
+                else:
+                    numbers["gf_csu"] += int(row["shown_csu"])
+                    numbers["gf_jobs"] += row["jobs"]
+        return SetAside(
+            queued_csu=numbers["queued_csu"],
+            queued_jobs=numbers["queued_jobs"],
+            running_csu=numbers["running_csu"],
+            running_jobs=numbers["running_jobs"],
+            grandfathered_csu=numbers["gf_csu"],
+            grandfathered_jobs=numbers["gf_jobs"],
+        )
+
+    def accounts_in_use(self, recently: int) -> Sequence[Tuple[str, int]]:
+        """(account, user) pairs with open liens, runs or deliveries, or whose funds were read since ``recently``."""
+        return list(self._run("accounts_in_use", {"recently": recently}).fetchall())
+
+    def period_of(self, account: str, start_time: Optional[int]) -> str:
+        """The allocation period that a run belongs to which started then; "" if the bank was not asked yet."""
+        of_account, _ = self.funds(account, WHOLE_ACCOUNT)
+        if of_account is None or not of_account.allocation or of_account.start_time is None:
+            return ""
+        if start_time is None or start_time >= of_account.start_time:
+            return of_account.allocation
+        return "before " + of_account.allocation
+
+    # -- liens ------------------------------------------------------------------------------------------------------
+
+    def open_lien(
+        self,
+        *,
+        account: str,
+        user_id: int,
+        per_task_csu: int,
+        tasks: int,
+        origin: str,
+        inputs: Mapping[str, Any],
+        reason: str,
+        actor: str,
+        lien_id: Optional[str] = None,
+        counted: bool = True,
+        user_name: str = "",
+        name: str = "",
+        job_id: Optional[int] = None,
+        submit_time: Optional[int] = None,
+        restart_count: int = 0,
+        confirmed: bool = False,
+        supersedes: Optional[str] = None,
+    ) -> str:
+        """Set SUs aside; the lien's id. Unconfirmed unless ``confirmed``.
+
+        :raises EntryConflict: the id exists.
+        """
+        lien_id = lien_id or new_lien_id()
+        if self.lien(lien_id) is not None:
+            raise EntryConflict(f"lien {lien_id} exists")
+        self._run(
+            "insert_lien",
+            {
+                "lien_id": lien_id,
+                "state": "confirmed" if confirmed else "unconfirmed",
+                "origin": origin,
+                "counted": int(counted),
+                "account": account,
+                "user_id": user_id,
+                "job_id": job_id,
+                "submit_time": submit_time,
+                "restart_count": restart_count,
+                "tasks_left": tasks,
+                "per_task_csu": per_task_csu,
+                "amount_csu": per_task_csu * tasks,
+                "supersedes": supersedes,
+                "user_name": user_name,
+                "name": name,
+                "inputs": dump_json(inputs),
+                "created_us": self.now_us,
+            },
+        )
+        self.append(
+            "lien",
+            lien_id=lien_id,
+            job_id=job_id,
+            submit_time=submit_time,
+            restart_count=restart_count,
+            account=account,
+            user_id=user_id,
+            amount_csu=per_task_csu * tasks if counted else 0,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
+        return lien_id
+
+    def lien(self, lien_id: str) -> Optional[Lien]:
+        row = self._row("get_lien", (lien_id,))
+        return None if row is None else _lien(row)
+
+    def open_liens(self) -> Sequence[Lien]:
+        return [_lien(row) for row in self._rows("open_liens")]
+
+    def liens_by_job(self, job_id: int) -> Sequence[Lien]:
+        """Every lien that was ever bound to this job id, newest first."""
+        return [_lien(row) for row in self._rows("liens_by_job", (job_id, job_id))]
+
+    def find_lien(
+        self,
+        *,
+        job_id: int,
+        array_job_id: Optional[int],
+        account: str,
+        user_id: int,
+        submit_time: Optional[int] = None,
+        token_lien_id: Optional[str] = None,
+    ) -> Optional[Lien]:
+        """The open lien of a job that Slurm shows: bound to it, or named by its token and not bound to another.
+
+        A token counts only if user and account match and it is unbound: a copied or forged one finds nothing.
+        """
+        candidates: List[Lien] = [
+            lien
+            for lien in map(
+                _lien, self._rows("open_liens_by_job", (job_id, array_job_id or job_id))
+            )
+            if lien.account == account
+            and lien.user_id == user_id
+            and (
+                lien.submit_time is None
+                or submit_time is None
+                or lien.submit_time == submit_time
+                or lien.origin in ("requeue", "update")
+            )
+        ]
+        if candidates:
+            return max(candidates, key=lambda lien: (lien.job_id == job_id, lien.created_us))
+        if token_lien_id is not None:
+            lien = self.lien(token_lien_id)
+            if (
+                lien is not None
+                and lien.open
+                and lien.job_id is None
+                and lien.account == account
+                and lien.user_id == user_id
+            ):
+                return lien
+        return None
+
+    def _bound(self, lien: Lien, run: Run) -> Lien:
+        """The lien, bound to the run's job (the array's, for a task of an array) if its token was all it had."""
+        if lien.job_id is not None:
+            return lien
+        self._run(
+            "bind_lien_to_job",
+            {
+                "lien_id": lien.lien_id,
+                "job_id": run.array_job_id or run.job_id,
+                "submit_time": run.submit_time,
+                "now_us": self.now_us,
+            },
+        )
+        bound = self.lien(lien.lien_id)
+        assert bound is not None
+        return bound
+
+    def propose(
+        self, lien: Lien, *, per_task_csu: int, inputs: Mapping[str, Any], actor: str, reason: str
+    ) -> None:
+        """An update of a queued job that Slurm has not been seen to make: raises what is set aside, never lowers it."""
+        proposed = max(per_task_csu, lien.proposed_csu or 0)
+        amount = lien.tasks_left * max(lien.per_task_csu, proposed)
+        self._run(
+            "set_lien_proposal",
+            {
+                "lien_id": lien.lien_id,
+                "proposed_csu": proposed,
+                "proposed_us": self.now_us,
+                "proposed_inputs": dump_json(inputs),
+                "amount_csu": amount,
+            },
+        )
+        self._lien_changed(lien, "raise", amount, actor, reason, inputs)
+
+    def drop_proposal(self, lien: Lien, *, actor: str, reason: str) -> None:
+        """Slurm did not make the update: back to what was set aside before."""
+        amount = lien.tasks_left * lien.per_task_csu
+        self._run(
+            "set_lien_proposal",
+            {
+                "lien_id": lien.lien_id,
+                "proposed_csu": None,
+                "proposed_us": None,
+                "proposed_inputs": None,
+                "amount_csu": amount,
+            },
+        )
+        self._lien_changed(lien, "lower", amount, actor, reason, None)
+
+    def confirm(
+        self,
+        lien: Lien,
+        *,
+        job_id: int,
+        submit_time: Optional[int],
+        restart_count: int,
+        tasks_left: int,
+        per_task_csu: int,
+        inputs: Mapping[str, Any],
+        seen_inputs: Mapping[str, Any],
+        keep_proposal: bool,
+        actor: str,
+        reason: str,
+    ) -> None:
+        """Slurm was seen to have the job like this: bind it, and move the amount to what is so, up or down.
+
+        ``keep_proposal``: an update that is younger than the sighting stays open.
+        """
+        proposed = lien.proposed_csu if keep_proposal else None
+        amount = tasks_left * max(per_task_csu, proposed or 0)
+        self._run(
+            "bind_lien",
+            {
+                "lien_id": lien.lien_id,
+                "job_id": job_id,
+                "submit_time": submit_time,
+                "restart_count": restart_count,
+                "tasks_left": tasks_left,
+                "per_task_csu": per_task_csu,
+                "inputs": dump_json(inputs),
+                "seen_inputs": dump_json(seen_inputs),
+                "proposed_csu": proposed,
+                "proposed_us": lien.proposed_us if proposed is not None else None,
+                "proposed_inputs": dump_json(lien.proposed_inputs)
+                if proposed is not None
+                else None,
+                "amount_csu": amount,
+                "now_us": self.now_us,
+            },
+        )
+        if lien.state == "unconfirmed" or amount != lien.amount_csu:
+            kind = "confirm"
+            if lien.state == "confirmed":
+                kind = "raise" if amount > lien.amount_csu else "lower"
+            self.append(
+                kind,
+                lien_id=lien.lien_id,
+                job_id=job_id,
+                submit_time=submit_time,
+                restart_count=restart_count,
+                account=lien.account,
+                user_id=lien.user_id,
+                amount_csu=amount - lien.amount_csu if lien.counted else 0,
+                reason=reason,
+                actor=actor,
+                inputs=seen_inputs,
+            )
+        if lien.supersedes is not None:
+            old = self.lien(lien.supersedes)
+            if old is not None and old.open:
+                self.end_lien(
+                    old, "lien_voided", reason=f"moved to account {lien.account}", actor=actor
+                )
+
+    def take_tasks(self, lien: Lien, tasks: int, *, kind: str, reason: str, actor: str) -> int:
+        """Take tasks out of a lien (they run, or will not); ends it with ``kind`` when none is left. What it freed."""
+        left = max(lien.tasks_left - tasks, 0)
+        if left == 0:
+            return self.end_lien(lien, kind, reason=reason, actor=actor)
+        amount = left * max(lien.per_task_csu, lien.proposed_csu or 0)
+        self._run(
+            "take_lien_tasks",
+            {"lien_id": lien.lien_id, "tasks_left": left, "amount_csu": amount},
+        )
+        self._lien_changed(lien, "lower", amount, actor, reason, None)
+        return lien.amount_csu - amount
+
+    def end_lien(self, lien: Lien, kind: str, *, reason: str, actor: str) -> int:
+        """End a lien: ``lien_charged``, ``lien_voided`` or ``lien_expired``. Once; what it freed."""
+        self._run("end_lien", {"lien_id": lien.lien_id, "kind": kind, "now_us": self.now_us})
+        self.append(
+            kind,
+            lien_id=lien.lien_id,
+            job_id=lien.job_id,
+            submit_time=lien.submit_time,
+            restart_count=lien.restart_count,
+            account=lien.account,
+            user_id=lien.user_id,
+            amount_csu=-lien.amount_csu if lien.counted else 0,
+            reason=reason,
+            actor=actor,
+        )
+        return lien.amount_csu
+
+    def set_missed(self, lien: Lien, missed: int) -> None:
+        """Count a complete snapshot in which the lien's job was absent (0: it was there)."""
+        self._run("set_lien_missed", (missed, lien.lien_id))
+
+    def _lien_changed(
+        self,
+        lien: Lien,
+        kind: str,
+        amount_csu: int,
+        actor: str,
+        reason: str,
+        inputs: Optional[Mapping[str, Any]],
+    ) -> None:
+        self.append(
+            kind,
+            lien_id=lien.lien_id,
+            job_id=lien.job_id,
+            submit_time=lien.submit_time,
+            restart_count=lien.restart_count,
+            account=lien.account,
+            user_id=lien.user_id,
+            amount_csu=amount_csu - lien.amount_csu if lien.counted else 0,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
+
+    # -- runs -------------------------------------------------------------------------------------------------------
+
+    def run(self, run_id: int) -> Optional[LedgerRun]:
+        row = self._row("get_run", (run_id,))
+        return None if row is None else _ledger_run(row)
+
+    def find_run(
+        self, job_id: int, submit_time: int, restart_count: Optional[int] = None
+    ) -> Optional[LedgerRun]:
+        """By the run's key; a ``restart_count`` of None or below 0 (sacct before 24.11) matches by the other two.
+
+        Slurm gives a requeued job a new submit time, so job id and submit time name one run.
+        """
+        found = [_ledger_run(row) for row in self._rows("find_run", (job_id, submit_time))]
+        if restart_count is not None and restart_count >= 0:
+            found = [run for run in found if run.restart_count == restart_count] or [
+                run for run in found if run.restart_count < 0
+            ]
+        return found[0] if found else None
+
+    def running_runs(self) -> Sequence[LedgerRun]:
+        return [_ledger_run(row) for row in self._rows("running_runs")]
+
+    def runs_by_job(self, job_id: int) -> Sequence[LedgerRun]:
+        return [_ledger_run(row) for row in self._rows("runs_by_job", {"job_id": job_id})]
+
+    def ended_runs(
+        self,
+        *,
+        since: int,
+        until: int,
+        account: Optional[str] = None,
+        user_id: Optional[int] = None,
+        limit: int = MAX_ROWS,
+    ) -> Sequence[LedgerRun]:
+        """Charged runs that ended in [since, until), oldest first."""
+        return [
+            _ledger_run(row)
+            for row in self._rows(
+                "ended_runs",
+                {
+                    "account": account,
+                    "user_id": user_id,
+                    "since": since,
+                    "until": until,
+                    "limit": limit,
+                },
+            )
+        ]
+
+    def start_run(
+        self,
+        run: Run,
+        *,
+        share_csu: int,
+        inputs: Mapping[str, Any],
+        actor: str,
+        token_lien_id: Optional[str] = None,
+        grandfathered: bool = False,
+        deliver: bool = True,
+    ) -> Tuple[LedgerRun, bool]:
+        """A run was seen to have started: its share leaves the lien and stays set aside under the run.
+
+        ``share_csu`` is set aside if no lien is found (Slurm's own decision cannot be refused; it may overdraw).
+        Idempotent by the run's key; the second value says whether it is new.
+
+        :raises EntryConflict: the key belongs to another user or account.
+        """
+        existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
+        if existing is not None:
+            _check_same(existing, run)
+            return existing, False
+        lien = self.find_lien(
+            job_id=run.job_id,
+            array_job_id=run.array_job_id,
+            account=run.account,
+            user_id=run.user_id,
+            submit_time=run.submit_time,
+            token_lien_id=token_lien_id,
+        )
+        counted = not grandfathered
+        if lien is not None:
+            lien = self._bound(lien, run)
+            share_csu = max(lien.per_task_csu, lien.proposed_csu or 0)
+            inputs = lien.inputs
+            counted = lien.origin != "grandfathered"
+            self.take_tasks(
+                lien, 1, kind="lien_charged", reason=f"job {run.job_id} started", actor=actor
+            )
+            if lien.supersedes is not None:
+                old = self.lien(lien.supersedes)
+                if old is not None and old.open:
+                    self.end_lien(
+                        old, "lien_voided", reason=f"moved to account {lien.account}", actor=actor
+                    )
+        ledger_csu = share_csu if counted else 0
+        cursor = self._run(
+            "insert_run",
+            {
+                "job_id": run.job_id,
+                "submit_time": run.submit_time,
+                "restart_count": run.restart_count,
+                "state": "running",
+                "lien_id": None if lien is None else lien.lien_id,
+                "counted": int(counted),
+                "account": run.account,
+                "user_id": run.user_id,
+                "user_name": run.user_name,
+                "name": run.name,
+                "array_job_id": run.array_job_id,
+                "array_task_id": run.array_task_id,
+                "partition": run.partition,
+                "qos": run.qos,
+                "start_time": run.start_time,
+                "end_time": None,
+                "elapsed_s": 0,
+                "cpus": run.cpus,
+                "nodes": run.nodes,
+                "node_count": run.node_count,
+                "time_limit_min": run.time_limit_min,
+                "slurm_state": run.state,
+                "lien_csu": share_csu,
+                "charge_csu": None,
+                "ledger_csu": ledger_csu,
+                "period": self.period_of(run.account, run.start_time),
+                "inputs": dump_json(inputs),
+                "source": run.source,
+            },
+        )
+        run_id = int(cursor.lastrowid or 0)
+        self.append(
+            "start",
+            lien_id=None if lien is None else lien.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=ledger_csu,
+            reason="grandfathered" if not counted else "started",
+            actor=actor,
+            inputs=inputs,
+        )
+        if deliver:
+            self._run("put_outbox", (run_id, "start", self.now_us))
+        started = self.run(run_id)
+        assert started is not None
+        return started, True
+
+    def propose_for_run(
+        self, run: LedgerRun, *, cost_csu: int, inputs: Mapping[str, Any], actor: str, reason: str
+    ) -> None:
+        """An update of a running job that Slurm has not been seen to make: raises, never lowers."""
+        proposed = max(cost_csu, run.proposed_csu or 0)
+        ledger_csu = max(run.lien_csu, proposed) if run.counted else 0
+        self._run(
+            "set_run_proposal",
+            {
+                "run_id": run.run_id,
+                "proposed_csu": proposed,
+                "proposed_us": self.now_us,
+                "proposed_inputs": dump_json(inputs),
+                "ledger_csu": ledger_csu,
+            },
+        )
+        self._run_changed(run, "raise", ledger_csu, actor, reason, inputs)
+
+    def reamount_run(
+        self,
+        run: LedgerRun,
+        *,
+        lien_csu: int,
+        inputs: Mapping[str, Any],
+        time_limit_min: Optional[int],
+        cpus: int,
+        partition: str,
+        qos: Optional[str],
+        actor: str,
+        reason: str,
+    ) -> None:
+        """A running job was seen to be like this: its share moves to what is so, and an open update is settled."""
+        ledger_csu = lien_csu if run.counted else 0
+        self._run(
+            "reamount_run",
+            {
+                "run_id": run.run_id,
+                "lien_csu": lien_csu,
+                "inputs": dump_json(inputs),
+                "time_limit_min": time_limit_min,
+                "cpus": cpus,
+                "partition": partition,
+                "qos": qos,
+                "ledger_csu": ledger_csu,
+            },
+        )
+        if ledger_csu != run.ledger_csu or run.proposed_csu is not None:
+            kind = "raise" if ledger_csu > run.ledger_csu else "lower"
+            self._run_changed(run, kind, ledger_csu, actor, reason, inputs)
+
+    def _run_changed(
+        self,
+        run: LedgerRun,
+        kind: str,
+        ledger_csu: int,
+        actor: str,
+        reason: str,
+        inputs: Optional[Mapping[str, Any]],
+    ) -> None:
+        self.append(
+            kind,
+            lien_id=run.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=ledger_csu - run.ledger_csu,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
+
+    def end_run(
+        self,
+        run: Run,
+        *,
+        charge_csu: int,
+        share_csu: int,
+        inputs: Mapping[str, Any],
+        actor: str,
+        token_lien_id: Optional[str] = None,
+        grandfathered: bool = False,
+    ) -> EndResult:
+        """A run ended, or a job that never ran was cancelled. Charges once; a second end with another cost restates.
+
+        In the same transaction the next run's lien is appended if Slurm will run the job again. ``share_csu`` counts as
+        the run's lien if none is found.
+
+        :raises EntryConflict: the key belongs to another user or account.
+        """
+        existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
+        if existing is not None:
+            _check_same(existing, run)
+        if run.resizing or (run.started and run.state == "PENDING"):
+            return EndResult(kind="ignored", run=existing)  # not an end
+        if not run.started:
+            return self._never_ran(run, existing, actor=actor, token_lien_id=token_lien_id)
+        if existing is not None and existing.state == "ended":
+            if existing.charge_csu == charge_csu and existing.end_time == run.end_time:
+                return EndResult(kind="duplicate", run=existing)
+            return self._restate(existing, run, charge_csu, inputs, actor)
+        if existing is None:
+            existing, _ = self.start_run(
+                run,
+                share_csu=share_csu,
+                inputs=inputs,
+                actor=actor,
+                token_lien_id=token_lien_id,
+                grandfathered=grandfathered,
+                deliver=False,
+            )
+        self._write_end(existing, run, charge_csu, inputs)
+        self.append(
+            "charge",
+            lien_id=existing.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=charge_csu - existing.ledger_csu,
+            reason=run.state.lower(),
+            actor=actor,
+            inputs=inputs,
+        )
+        next_lien = None
+        if run.requeue:
+            next_lien = self.open_lien(
+                account=run.account,
+                user_id=run.user_id,
+                per_task_csu=existing.lien_csu,
+                tasks=1,
+                origin="requeue",
+                inputs=existing.inputs,
+                reason=f"requeued after {run.state.lower()}",
+                actor=actor,
+                user_name=run.user_name or existing.user_name,
+                name=run.name or existing.name,
+                job_id=run.job_id,
+                restart_count=run.restart_count + 1,
+                confirmed=True,
+            )
+        return EndResult(
+            kind="charged",
+            run=self.run(existing.run_id),
+            next_lien_id=next_lien,
+            overdrawn_csu=max(charge_csu - existing.lien_csu, 0),
+        )
+
+    def _never_ran(
+        self, run: Run, existing: Optional[LedgerRun], *, actor: str, token_lien_id: Optional[str]
+    ) -> EndResult:
+        if existing is not None:
+            return EndResult(kind="duplicate", run=existing)
+        lien = self.find_lien(
+            job_id=run.job_id,
+            array_job_id=run.array_job_id,
+            account=run.account,
+            user_id=run.user_id,
+            submit_time=run.submit_time,
+            token_lien_id=token_lien_id,
+        )
+        if lien is None:
+            return EndResult(kind="ignored")
+        lien = self._bound(lien, run)
+        reason = f"job {run.job_id} never ran ({run.state.lower()})"
+        if run.array_task_id is not None and lien.tasks_left > 1:
+            # One task of an array, told by itself: leave the count of queued tasks to the sweep, which sees it whole
+            # (Slurm tells some of these cancellations, and others not at all).
+            return EndResult(kind="ignored")
+        if run.array_task_id is None:
+            self.end_lien(lien, "lien_voided", reason=reason, actor=actor)
+        else:
+            self.take_tasks(lien, 1, kind="lien_voided", reason=reason, actor=actor)
+        if lien.supersedes is not None:
+            old = self.lien(lien.supersedes)
+            if old is not None and old.open:
+                self.end_lien(old, "lien_voided", reason=reason, actor=actor)
+        return EndResult(kind="voided")
+
+    def _write_end(
+        self, existing: LedgerRun, run: Run, charge_csu: int, inputs: Mapping[str, Any]
+    ) -> None:
+        self._run(
+            "end_run",
+            {
+                "run_id": existing.run_id,
+                "slurm_state": run.state,
+                "start_time": run.start_time,
+                "end_time": run.end_time,
+                "elapsed_s": run.elapsed_s,
+                "cpus": run.cpus,
+                "nodes": run.nodes or existing.nodes,
+                "node_count": run.node_count or existing.node_count,
+                "partition": run.partition,
+                "qos": run.qos,
+                "time_limit_min": run.time_limit_min
+                if run.time_limit_min is not None
+                else existing.time_limit_min,
+                "charge_csu": charge_csu,
+                "period": existing.period or self.period_of(run.account, run.start_time),
+                "inputs": dump_json(inputs),
+                "source": run.source,
+            },
+        )
+        self._run("drop_outbox", (existing.run_id, "start"))
+        self._run("put_outbox", (existing.run_id, "end", self.now_us))
+
+    def _restate(
+        self,
+        existing: LedgerRun,
+        run: Run,
+        charge_csu: int,
+        inputs: Mapping[str, Any],
+        actor: str,
+    ) -> EndResult:
+        self._write_end(existing, run, charge_csu, inputs)
+        self.append(
+            "restated",
+            lien_id=existing.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=charge_csu - existing.ledger_csu,
+            reason=f"told again by {run.source}: {run.state.lower()}",
+            actor=actor,
+            inputs=inputs,
+        )
+        return EndResult(kind="restated", run=self.run(existing.run_id))
+
+    # -- the outbox -------------------------------------------------------------------------------------------------
+
+    def next_deliveries(self, after_seq: int = 0, limit: int = 100) -> Sequence[Delivery]:
+        """What the bank has not acknowledged, oldest first."""
+        return [
+            Delivery(
+                seq=row["outbox_seq"],
+                phase=row["outbox_phase"],
+                created_us=row["outbox_created_us"],
+                run=_ledger_run(row),
+            )
+            for row in self._rows("next_deliveries", (after_seq, limit))
+        ]
+
+    def outbox_size(self) -> Tuple[int, Optional[int]]:
+        """How many deliveries wait, and since when the oldest does (unix microseconds)."""
+        waiting, oldest_us = self._run("count_outbox").fetchone()
+        return int(waiting), oldest_us
+
+    def acknowledge(
+        self,
+        delivery: Delivery,
+        *,
+        bank_csu: int,
+        bank_job_id: str,
+        actor: str = "relay",
+        reason: str = "delivered",
+    ) -> None:
+        """The bank has it, and its usage holds ``bank_csu`` for this run.
+
+        ``bank_csu`` and what remains at the bank move in one transaction, so that what is available does not jump. If
+        the run changed since the delivery was read (its end came, or it was restated), what changed stays in the outbox.
+        """
+        run = self.run(delivery.run.run_id)
+        assert run is not None
+        ended = delivery.phase == "end"
+        unchanged = not ended or (
+            run.charge_csu == delivery.run.charge_csu and run.end_time == delivery.run.end_time
+        )
+        self._run(
+            "acknowledge",
+            {
+                "run_id": run.run_id,
+                "bank_csu": bank_csu,
+                "bank_job_id": bank_job_id,
+                "start_acked": 1,
+                "end_acked": int((ended and unchanged) or (not ended and run.end_acked)),
+            },
+        )
+        delta = bank_csu - run.bank_csu
+        if delta:
+            of_account, _ = self.funds(run.account, WHOLE_ACCOUNT)
+            if of_account is not None and run.period in ("", of_account.allocation):
+                self._run(
+                    "spend_funds",
+                    {"spent_csu": delta, "account": run.account, "user_id": run.user_id},
+                )
+        if unchanged:
+            self._run("drop_outbox", (run.run_id, delivery.phase))
+        self.append(
+            "delivered",
+            lien_id=run.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=0,
+            reason=f"{delivery.phase} {reason} as {bank_job_id}",
+            actor=actor,
+            inputs={"bank_csu": bank_csu},
+        )
+
+    def park(self, run_id: int, reason: str) -> None:
+        """The bank refuses it and will not think better of it: kept, told, out of the way."""
+        self._run("park_run", (reason, run_id))
+
+    def parked_runs(self) -> Sequence[LedgerRun]:
+        return [_ledger_run(row) for row in self._rows("parked_runs")]
+
+    # -- exceptions and prices --------------------------------------------------------------------------------------
+
+    def allow(
+        self, *, user_id: Optional[int], job_id: Optional[int], until: int, reason: str, actor: str
+    ) -> None:
+        """An operator's exception: submissions of this user, or updates of this job, are accepted until then."""
+        self._run("insert_exception", (user_id, job_id, until, reason, actor, self.now_us))
+        self.append(
+            "allow",
+            job_id=job_id,
+            account="",
+            user_id=WHOLE_ACCOUNT if user_id is None else user_id,
+            amount_csu=0,
+            reason=reason,
+            actor=actor,
+            inputs={"until": until},
+        )
+
+    def exception_for(self, user_id: int, job_id: Optional[int], now: int) -> Optional[str]:
+        """The reason of an exception in force, or None."""
+        row = self._row("find_exception", {"now": now, "user_id": user_id, "job_id": job_id})
+        return None if row is None else str(row["reason"])
+
+    def exceptions(self, now: int) -> Sequence[Mapping[str, Any]]:
+        return list(self._rows("exceptions_in_force", (now,)))
+
+    def record_prices(self, version: str, tables: Mapping[str, Any]) -> bool:
+        """Remember a price table as in force from now on; False if it is the one already in force."""
+        latest = self._row("latest_prices")
+        if latest is not None and latest["version"] == version:
+            return False
+        # The first table of a ledger also speaks for runs that started before it was made.
+        since_us = 0 if latest is None else self.now_us
+        self._run("insert_prices", (since_us, version, json.dumps(tables, sort_keys=True)))
+        return True
+
+    def prices_at(self, at: int) -> Optional[Tuple[str, Mapping[str, Any]]]:
+        """Version and tables in force at a time (unix seconds)."""
+        row = self._row("prices_at", (at * 1_000_000 + 999_999,))
+        return None if row is None else (row["version"], json.loads(row["tables"]))
+
+    # -- looking back -----------------------------------------------------------------------------------------------
+
+    def entries_by_job(self, job_id: int) -> Sequence[LedgerEntry]:
+        return [_entry(row) for row in self._rows("entries_by_job", {"job_id": job_id})]
+
+    def entries_by_account(
+        self, account: str, since_us: int = 0, until_us: int = 2**62
+    ) -> Sequence[LedgerEntry]:
+        return [_entry(row) for row in self._rows("entries_by_account", (account, since_us, until_us))]
+
+    def entries_by_lien(self, lien_id: str, limit: int = MAX_ROWS) -> Sequence[LedgerEntry]:
+        return [_entry(row) for row in self._rows("entries_by_lien", (lien_id, limit))]
+
+    def open_liens_of(
+        self, *, account: Optional[str], user_id: Optional[int], limit: int = MAX_ROWS
+    ) -> Sequence[Lien]:
+        """Open liens, oldest first; None: of every account, of every user."""
+        wanted = {"account": account, "user_id": user_id, "limit": limit}
+        return [_lien(row) for row in self._rows("open_liens_of", wanted)]
+
+    def running_runs_of(
+        self, *, account: Optional[str], user_id: Optional[int], limit: int = MAX_ROWS
+    ) -> Sequence[LedgerRun]:
+        wanted = {"account": account, "user_id": user_id, "limit": limit}
+        return [_ledger_run(row) for row in self._rows("running_runs_of", wanted)]
+
+    def running_at_bank(self, account: str) -> int:
+        """What the bank's usage holds already for runs that still run."""
+        return int(self._run("running_at_bank", (account,)).fetchone()[0])
+
+    def outbox_of_run(self, run_id: int) -> Mapping[str, int]:
+        """The phases of a run that wait for the bank, and since when (unix microseconds)."""
+        return {row["phase"]: row["created_us"] for row in self._rows("outbox_of_run", (run_id,))}
+
+    def postings(
+        self,
+        account: str,
+        *,
+        since_us: int,
+        until_us: int,
+        user_id: Optional[int] = None,
+        after_seq: int = 0,
+        scan: int = 2000,
+    ) -> Tuple[Sequence[Posting], Optional[int]]:
+        """Charges and restatements in [since, until), in the ledger's order, from at most ``scan`` of its entries.
+
+        The second value is where to go on (``after_seq``); None: that was all. For statements, which may be long: a
+        transaction each, so that nobody waits for all of it.
+        """
+        row = self._run("account_entries_end", (account, after_seq, scan - 1)).fetchone()
+        last_seq = 2**62 if row is None else int(row[0])
+        wanted = {
+            "account": account,
+            "user_id": user_id,
+            "since_us": since_us,
+            "until_us": until_us,
+            "after_seq": after_seq,
+            "last_seq": last_seq,
+        }
+        found = [_posting(row) for row in self._rows("postings", wanted)]
+        return found, None if row is None else last_seq
+
+    def check(self) -> Sequence[str]:
+        """What does not add up: one line each; empty when all does."""
+        problems = [row["problem"] for row in self._rows("check_exposure")]
+        problems += [str(row[0]) for row in self._connection.execute("PRAGMA quick_check") if row[0] != "ok"]
+        return problems
+
+
+def _check_same(existing: LedgerRun, run: Run) -> None:
+    for field in ("user_id", "account"):
+        if getattr(existing, field) != getattr(run, field):
+            raise EntryConflict(
+                f"job {run.job_id} submitted {run.submit_time} restart {run.restart_count}: the ledger has "
+                f"{field} {getattr(existing, field)!r}, {run.source} says {getattr(run, field)!r}"
+            )
+
+
+def _lien(row: Mapping[str, Any]) -> Lien:
+    values = dict(row)
+    values["counted"] = bool(values["counted"])
+    values["inputs"] = load_json(values["inputs"]) or {}
+    values["proposed_inputs"] = load_json(values["proposed_inputs"])
+    values["seen_inputs"] = load_json(values["seen_inputs"])
+    return Lien(**values)
+
+
+def _ledger_run(row: Mapping[str, Any]) -> LedgerRun:
+    values = {key: value for key, value in row.items() if not key.startswith("outbox_")}
+    for flag in ("counted", "start_acked", "end_acked"):
+        values[flag] = bool(values[flag])
+    values["inputs"] = load_json(values["inputs"]) or {}
+    values["proposed_inputs"] = load_json(values["proposed_inputs"])
+    return LedgerRun(**values)
+
+
+def _posting(row: Mapping[str, Any]) -> Posting:
+    run = _ledger_run(
+        {key: value for key, value in row.items() if not key.startswith("posting_")}
+    )
+    amount = int(row["posting_amount_csu"])
+    if row["posting_kind"] == "charge":
+        # The entry says how far the charge was from the lien; the run, what it was, and what was restated since.
+        amount = (run.charge_csu or 0) - int(row["posting_restated_csu"])
+    return Posting(
+        seq=row["posting_seq"],
+        at_us=row["posting_at_us"],
+        kind=row["posting_kind"],
+        amount_csu=amount,
+        reason=row["posting_reason"],
+        actor=row["posting_actor"],
+        inputs=load_json(row["posting_inputs"]) or {},
+        run=run,
+    )
+
+
+def _entry(row: Mapping[str, Any]) -> LedgerEntry:
+    values = dict(row)
+    values["inputs"] = load_json(values["inputs"])
+    return LedgerEntry(**values)

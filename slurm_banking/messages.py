@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a user is told: a refusal says what was asked, what there is, what would fit and where to look."""
+
+from __future__ import annotations
+
+from typing import List, Optional
+
+from slurm_banking.amounts import format_su
+from slurm_banking.estimate import Hints, format_time_limit
+from slurm_banking.ledger.rows import SetAside
+from slurm_banking.records import Estimate, Reason
+
+
+def _jobs(count: int, what: str) -> str:
+    return f"{count} {what} {'job' if count == 1 else 'jobs'}"
+
+
+def describe(estimate: Estimate) -> str:
+    """``main, 4 CPUs, 01:00:00``; for an array also ``x 100 tasks``."""
+    cpus = f"{estimate.cpus} CPU" + ("" if estimate.cpus == 1 else "s")
+    text = f"{estimate.partition}, {cpus}, {format_time_limit(estimate.time_limit_min)}"
+    return text + (f", x {estimate.tasks} tasks" if estimate.tasks > 1 else "")
+
+
+def accepted(
+    account: str, estimate: Estimate, left_csu: Optional[int], note: Optional[str] = None
+) -> str:
+    """``left_csu``: what is available after this job; None: not limited, or not known."""
+    text = f"this job could cost up to {format_su(estimate.cost_csu)} SU ({describe(estimate)})"
+    if note is not None:
+        return f"{text}; {note}"
+    if left_csu is None:
+        return text + "."
+    return f"{text}; {account} has {format_su(left_csu)} SU left beside it."
+
+
+def insufficient(
+    account: str,
+    estimate: Estimate,
+    available_csu: int,
+    reason: Reason,
+    set_aside: SetAside,
+    hints: Hints,
+) -> str:
+    who = (
+        account if reason is Reason.INSUFFICIENT_FUNDS else f"your share of {account}"
+    )
+    lines = [
+        f"{who} has {format_su(available_csu)} SU available; "
+        f"this job could cost up to {format_su(estimate.cost_csu)} SU ({describe(estimate)})."
+    ]
+    second: List[str] = []
+    if set_aside.queued_csu or set_aside.running_csu:
+        second.append(
+            f"{format_su(set_aside.queued_csu + set_aside.running_csu)} SU are set aside in {account} for "
+            f"{_jobs(set_aside.queued_jobs, 'queued')} and {_jobs(set_aside.running_jobs, 'running')}."
+        )
+    fits: List[str] = []
+    if hints.time_limit is not None:
+        fits.append(f"with --time={hints.time_limit} or less")
+    if hints.tasks is not None:
+        fits.append(f"as {hints.tasks} of its {estimate.tasks} tasks")
+    if hints.partition is not None:
+        fits.append(f"with --partition={hints.partition}")
+    if fits:
+        second.append(f"It would fit {', or '.join(fits)}.")
+    else:
+        second.append("Nothing of it would fit; wait for jobs to end, or ask for more service units.")
+    lines.append(" ".join(second))
+    lines.append(f"See: slurm-banking balance {account}")
+    return "\n".join(lines)
+
+
+def refused(reason: Reason, account: Optional[str], detail: str = "") -> str:
+    """A refusal that is not about an amount."""
+    texts = {
+        Reason.NO_ACCOUNT: "no account was given and you have no default account; use --account=NAME.",
+        Reason.NOT_ASSOCIATED: f"you may not use account {account} here; see: sacctmgr show associations user=$USER",
+        Reason.UNKNOWN_ACCOUNT: f"the bank does not know account {account}; ask its PI or the support desk.",
+        Reason.UNKNOWN_USER: f"the bank does not have you as an active member of {account}; ask its PI to add you.",
+        Reason.NO_ALLOCATION: f"account {account} has no active allocation at the bank; its PI can renew it.",
+        Reason.UNPRICED_PARTITION: f"{detail}; choose another partition, or ask the support desk to price it.",
+        Reason.UNLIMITED_TIME: f"{detail}; give a time limit, --time=HH:MM:SS.",
+        Reason.MALFORMED: f"{detail}.",
+        Reason.FUNDS_UNKNOWN: f"the bank cannot be asked about {account} right now; try again in some minutes.",
+        Reason.LEDGER_UNAVAILABLE: "service units cannot be set aside right now; try again in some minutes.",
+    }
+    return texts.get(reason, f"refused ({reason.value}).")
+
+
+def unchecked(reason: Reason) -> str:
+    """The note of a submission accepted without a check."""
+    if reason is Reason.LEDGER_UNAVAILABLE:
+        return "service units could not be set aside right now."
+    return "the bank could not be asked, so this was not checked."

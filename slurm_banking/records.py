@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The nouns: immutable records, built by keyword. Functions elsewhere do the work.
+
+Sentinels of Slurm have ended before these exist: ``None`` means "not given", :data:`UNLIMITED` means no limit.
+Times are unix seconds (``int``); money is integer hundredths of a service unit (``_csu``).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Tuple
+
+#: A time limit without bound.
+UNLIMITED = -1
+
+
+class Mode(enum.Enum):
+    """What is checked and what is set aside (words of Moab Accounting Manager)."""
+
+    STRICT_ALLOCATION = "strict-allocation"
+    FAST_ALLOCATION = "fast-allocation"
+    NOTIONAL_CHARGING = "notional-charging"
+    USAGE_TRACKING = "usage-tracking"
+
+
+class Outcome(enum.Enum):
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    UNDECIDED = "undecided"
+
+
+class Reason(enum.Enum):
+    """Why a verdict is what it is; the word in logs, entries and ``--json``."""
+
+    FITS = "fits"
+    UNLIMITED_FUNDS = "unlimited_funds"
+    NOT_BANKED = "not_banked"
+    EXEMPT = "exempt"
+    ALLOWED = "allowed"  #: an operator's exception
+    FREE_PARTITION = "free_partition"
+    NOT_CHECKED = "not_checked"  #: notional-charging and usage-tracking
+    INSUFFICIENT_FUNDS = "insufficient_funds"
+    INSUFFICIENT_USER_FUNDS = "insufficient_user_funds"
+    UNPRICED_PARTITION = "unpriced_partition"
+    UNKNOWN_ACCOUNT = "unknown_account"  #: the bank does not know it
+    UNKNOWN_USER = "unknown_user"  #: the bank does not know the user, or not in this account
+    NO_ALLOCATION = "no_allocation"  #: no active allocation
+    NO_ACCOUNT = "no_account"  #: neither given nor a default
+    NOT_ASSOCIATED = "not_associated"
+    UNLIMITED_TIME = "unlimited_time"  #: no limit, no partition limit, and no horizon configured
+    MALFORMED = "malformed"  #: an array expression or a number that Slurm would refuse too
+    FUNDS_UNKNOWN = "funds_unknown"  #: nobody could say in time
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A candidate partition as slurmctld knows it."""
+
+    name: str
+    found: bool = True
+    default_time_min: Optional[int] = None  #: None: none is set. UNLIMITED possible.
+    max_time_min: int = UNLIMITED
+    exclusive: bool = False
+    node_cpus_max: int = 0  #: 0: not known
+    node_cpus_min: int = 0
+    max_cpus_per_node: Optional[int] = None
+    threads_per_core: int = 1
+    total_cpus: int = 0
+    total_nodes: int = 0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as asked for, or as a wanted update would make it."""
+
+    cluster: str
+    job_user_id: int
+    submit_user_id: int
+    partitions: Tuple[Partition, ...]  #: never empty
+    account: Optional[str] = None  #: None: not given, and the user has no default
+    user_name: str = ""  #: "": slurmctld does not know the name
+    qos: Optional[str] = None
+    associated: bool = True
+    time_limit_min: Optional[int] = None  #: None: the partition's default
+    time_min_min: Optional[int] = None
+    min_cpus: int = 1
+    max_cpus: Optional[int] = None
+    min_nodes: Optional[int] = None
+    max_nodes: Optional[int] = None
+    num_tasks: Optional[int] = None
+    cpus_per_task: Optional[int] = None
+    ntasks_per_node: Optional[int] = None
+    threads_per_core: Optional[int] = None
+    core_spec: Optional[int] = None
+    overcommit: bool = False
+    exclusive: bool = False
+    memory_mb: Optional[int] = None
+    memory_per_cpu: bool = False
+    tres_per_job: str = ""
+    tres_per_node: str = ""
+    tres_per_socket: str = ""
+    tres_per_task: str = ""
+    array_inx: str = ""
+    het_job_offset: Optional[int] = None
+    name: str = ""
+    admin_comment: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The most that a submission could cost, and what that number came from."""
+
+    cost_csu: int  #: per_task_csu * tasks
+    per_task_csu: int
+    tasks: int
+    partition: str  #: the dearest candidate
+    cpus: int
+    nodes: int
+    time_limit_min: int
+    price_su: str  #: SU per CPU-hour, as written in the configuration, times the QOS multiplier
+    price_version: str
+    qos: Optional[str] = None
+    warnings: Tuple[str, ...] = ()
+
+    def inputs(self) -> Mapping[str, Any]:
+        """What is stored with an entry, so that the sum can be shown again years later."""
+        return {
+            "partition": self.partition,
+            "qos": self.qos,
+            "cpus": self.cpus,
+            "nodes": self.nodes,
+            "time_limit_min": self.time_limit_min,
+            "tasks": self.tasks,
+            "price_su": self.price_su,
+            "price_version": self.price_version,
+        }
+
+
+@dataclass(frozen=True)
+class JobUpdate:
+    """A wanted change of a job (scontrol update), by somebody who may touch it."""
+
+    wanted: Submission
+    job_id: int
+    submit_time: int
+    array_job_id: Optional[int] = None
+    array_task_id: Optional[int] = None
+    het_job_id: Optional[int] = None
+    restart_count: int = 0
+    running: bool = False
+    task_count: int = 1
+    total_cpus: int = 0
+    operator_caller: bool = False
+    start_time: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a job, as Slurm tells it at its end (or start); also a pending job that was cancelled.
+
+    ``elapsed_s`` is what Slurm's own tools count: suspension taken out. 0 and ``started`` False: it never ran.
+    """
+
+    cluster: str
+    job_id: int
+    submit_time: int
+    restart_count: int
+    user_id: int
+    account: str
+    partition: str
+    state: str  #: Slurm's base state, "COMPLETED", "CANCELLED", "PENDING", ...
+    start_time: Optional[int]
+    end_time: Optional[int]  #: None: still running
+    elapsed_s: int
+    cpus: int
+    started: bool
+    user_name: str = ""
+    qos: Optional[str] = None
+    nodes: str = ""  #: Slurm's host list expression
+    node_count: int = 0
+    tres_alloc: str = ""
+    array_job_id: Optional[int] = None
+    array_task_id: Optional[int] = None
+    het_job_id: Optional[int] = None
+    task_count: int = 1  #: tasks that this record speaks for (pending array cancelled whole)
+    time_limit_min: Optional[int] = None
+    requeue: bool = False  #: Slurm will run it again
+    resizing: bool = False  #: a segment, not the end
+    name: str = ""
+    admin_comment: str = ""
+    source: str = "jobcomp"  #: "jobcomp", "sacct", "squeue"
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One record of Slurm's queue as squeue shows it: a job, an array's tasks not yet started, or one array task."""
+
+    job_id: int
+    submit_time: int
+    user_id: int
+    account: str
+    partition: str  #: a comma list while pending
+    state: str
+    time_limit_min: int  #: UNLIMITED possible
+    cpus: int
+    nodes: int
+    user_name: str = ""
+    qos: Optional[str] = None
+    array_job_id: Optional[int] = None
+    array_task_id: Optional[int] = None  #: None: not an array, or the record of the tasks not yet started
+    tasks: int = 1  #: tasks in this record
+    het_job_id: Optional[int] = None
+    het_job_offset: Optional[int] = None
+    restart_count: int = 0
+    start_time: Optional[int] = None  #: only when it has started
+    node_list: str = ""
+    name: str = ""
+    admin_comment: str = ""
+
+
+class FundsKind(enum.Enum):
+    LIMITED = "limited"
+    UNLIMITED = "unlimited"
+    NOT_BANKED = "not_banked"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Funds:
+    """What the bank says that an account, or a user inside it (``user_id`` set), may still spend."""
+
+    account: str
+    kind: FundsKind
+    user_id: Optional[int] = None
+    limit_csu: Optional[int] = None  #: None unless LIMITED
+    remaining_csu: Optional[int] = None  #: limit - usage at the bank; may be negative. None unless LIMITED
+    allocation: str = ""  #: the bank's id of the allocation (period) this speaks of
+    start_time: Optional[int] = None  #: of the allocation period, unix seconds
+    end_time: Optional[int] = None
+    reason: Optional[Reason] = None  #: for LIMITED with nothing to spend or refusals: UNKNOWN_ACCOUNT, UNKNOWN_USER, NO_ALLOCATION
+    read_at: int = 0  #: unix seconds when the bank said so
+
+
+@dataclass(frozen=True)
+class Verdict:
+    outcome: Outcome
+    reason: Reason
+    estimate: Optional[Estimate] = None
+    message: str = ""  #: for the user; several lines
+    token: str = ""  #: for admin_comment
+    available_csu: Optional[int] = None  #: None: unlimited or unknown
+    set_aside_csu: int = 0  #: liens of queued and running jobs at the time

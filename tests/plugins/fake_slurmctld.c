@@ -1,0 +1,637 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * fake_slurmctld.c - opens the real plugins as slurmctld does, and speaks a line protocol.
+ *
+ * Linked to the distribution's libslurmfull.so: its log, its strings, its list and bitmap functions. What slurmctld itself
+ * exports (partitions, rights) and what it takes from its database (users, associations, QOS) is made up here: see the
+ * tables below.
+ *
+ *   load job_submit|jobcomp FILE      dlopen, check, init()
+ *   unload job_submit|jobcomp         fini(), dlclose
+ *   submit key=value ...              job_submit of a new job description
+ *   job key=value ...                 sets the job record that update and end use (from scratch)
+ *   update uid=UID key=value ...      job_modify of that record
+ *   end                               jobcomp_p_log_record of that record
+ *   get_jobs                          jobcomp_p_get_jobs, as sacct -c
+ *   storm THREADS COUNT key=value ... that many submissions at once, without a mutex (as Slurm 23.02 and later)
+ *   maps TEXT                         how many different files with TEXT in their path are mapped
+ *   sockets                           how many sockets this process has open
+ *
+ * Values are percent-encoded; answers are one line each, newlines as \n.
+ */
+#include "slurm_compat.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* --- what slurmctld exports ------------------------------------------------------------------------------------------ */
+
+void *acct_db_conn = NULL;
+uint16_t accounting_enforce = ACCOUNTING_ENFORCE_ASSOCS;
+time_t last_part_update = 1;
+char *default_part_name = "normal";
+part_record_t *default_part_loc = NULL;
+
+static bool in_slurmctld = true;
+
+extern bool slurm_running_in_slurmctld(void);
+extern bool slurm_running_in_slurmctld(void)
+{
+	return in_slurmctld;
+}
+
+static part_record_t parts[] = {
+	{ .name = "normal", .default_time = 60, .max_time = 2880, .max_share = 1, .max_cpu_cnt = 4,
+	  .max_cpus_per_node = INFINITE, .total_cpus = 16, .total_nodes = 4 },
+	{ .name = "long", .default_time = NO_VAL, .max_time = INFINITE, .max_share = 1, .max_cpu_cnt = 8,
+	  .max_cpus_per_node = 6, .total_cpus = 24, .total_nodes = 4 },
+	{ .name = "whole", .default_time = NO_VAL, .max_time = 60, .max_share = 0, .max_cpu_cnt = 8,
+	  .max_cpus_per_node = INFINITE, .total_cpus = 16, .total_nodes = 2 },
+};
+#define PART_COUNT (sizeof(parts) / sizeof(parts[0]))
+
+extern part_record_t *find_part_record(char *name)
+{
+	for (size_t i = 0; name && (i < PART_COUNT); i++) {
+		if (!strcmp(parts[i].name, name))
+			return &parts[i];
+	}
+	return NULL;
+}
+
+extern slurmctld_resv_t *find_resv_name(char *resv_name)
+{
+	static slurmctld_resv_t reservation = { .name = "workshop", .part_ptr = &parts[2] };
+
+	return strcmp(resv_name, reservation.name) ? NULL : &reservation;
+}
+
+#define SLURM_USER 64030
+#define OPERATOR 900
+
+extern bool validate_operator(uid_t uid)
+{
+	return (uid == 0) || (uid == SLURM_USER) || (uid == OPERATOR);
+}
+
+/* --- what slurmctld has from its database ----------------------------------------------------------------------------- */
+
+static struct { uint32_t uid; char *name, *default_account, *coordinates; } users[] = {
+	{ 1001, "alice", "astro", NULL },
+	{ 1002, "bob", "bio", NULL },
+	{ 1003, "carol", NULL, "astro" },
+	{ 1004, "dave", "geo", NULL },
+};
+#define USER_COUNT (sizeof(users) / sizeof(users[0]))
+
+static slurmdb_assoc_rec_t associations[] = {
+	{ .id = 1, .uid = 1001, .user = "alice", .acct = "astro", .def_qos_id = 1 },
+	{ .id = 2, .uid = 1001, .user = "alice", .acct = "bio", .def_qos_id = 2 },
+	{ .id = 3, .uid = 1002, .user = "bob", .acct = "bio", .def_qos_id = 1 },
+	{ .id = 4, .uid = 1003, .user = "carol", .acct = "astro", .def_qos_id = 1 },
+	{ .id = 5, .uid = 1004, .user = "dave", .acct = "geo", .partition = "long", .def_qos_id = 1 },
+};
+#define ASSOCIATION_COUNT (sizeof(associations) / sizeof(associations[0]))
+
+static pthread_rwlock_t assoc_lock = PTHREAD_RWLOCK_INITIALIZER;
+static __thread int assoc_locked = 0;
+
+extern void assoc_mgr_lock(assoc_mgr_lock_t *locks)
+{
+	(void) locks;
+	if (assoc_locked++) {
+		fprintf(stderr, "the association manager is locked twice\n");
+		abort();
+	}
+	pthread_rwlock_rdlock(&assoc_lock);
+}
+
+extern void assoc_mgr_unlock(assoc_mgr_lock_t *locks)
+{
+	(void) locks;
+	assoc_locked--;
+	pthread_rwlock_unlock(&assoc_lock);
+}
+
+static void need_lock(bool locked)
+{
+	if (!locked || !assoc_locked) {
+		fprintf(stderr, "the association manager's records are used without its locks\n");
+		abort();
+	}
+}
+
+extern int assoc_mgr_fill_in_user(void *db_conn, slurmdb_user_rec_t *user, int enforce, slurmdb_user_rec_t **user_pptr,
+				  bool locked)
+{
+	(void) db_conn;
+	(void) enforce;
+	(void) user_pptr;
+	need_lock(locked);
+	for (size_t i = 0; i < USER_COUNT; i++) {
+		if (users[i].uid == user->uid) {
+			user->name = users[i].name;
+			user->default_acct = users[i].default_account;
+			return SLURM_SUCCESS;
+		}
+	}
+	return SLURM_ERROR;
+}
+
+extern int assoc_mgr_fill_in_assoc(void *db_conn, slurmdb_assoc_rec_t *assoc, int enforce,
+				   slurmdb_assoc_rec_t **assoc_pptr, bool locked)
+{
+	(void) db_conn;
+	(void) enforce;
+	need_lock(locked);
+	for (size_t i = 0; i < ASSOCIATION_COUNT; i++) {
+		slurmdb_assoc_rec_t *known = &associations[i];
+
+		if ((known->uid == assoc->uid) && !strcmp(known->acct, assoc->acct) &&
+		    (!known->partition || (assoc->partition && !strcmp(known->partition, assoc->partition)))) {
+			*assoc_pptr = known;
+			return SLURM_SUCCESS;
+		}
+	}
+	return SLURM_ERROR;
+}
+
+extern void assoc_mgr_get_default_qos_info(slurmdb_assoc_rec_t *assoc_ptr, slurmdb_qos_rec_t *qos_rec)
+{
+	qos_rec->id = assoc_ptr->def_qos_id;
+}
+
+extern int assoc_mgr_fill_in_qos(void *db_conn, slurmdb_qos_rec_t *qos, int enforce, slurmdb_qos_rec_t **qos_pptr,
+				 bool locked)
+{
+	(void) db_conn;
+	(void) enforce;
+	(void) qos_pptr;
+	need_lock(locked);
+	qos->name = (qos->id == 2) ? "high" : "standard";
+	return SLURM_SUCCESS;
+}
+
+extern bool assoc_mgr_is_user_acct_coord(void *db_conn, uint32_t uid, char *acct_name)
+{
+	(void) db_conn;
+	for (size_t i = 0; acct_name && (i < USER_COUNT); i++) {
+		if ((users[i].uid == uid) && users[i].coordinates && !strcmp(users[i].coordinates, acct_name))
+			return true;
+	}
+	return false;
+}
+
+static void make_nodes(void)
+{
+	static config_record_t small = { .cpus = 4, .threads = 1, .real_memory = 8000 };
+	static config_record_t large = { .cpus = 8, .threads = 2, .real_memory = 64000 };
+	static node_record_t nodes[6];
+	static node_record_t *table[6];
+
+	for (int i = 0; i < 6; i++) {
+		nodes[i].config_ptr = (i < 4) ? &small : &large;
+		table[i] = &nodes[i];
+	}
+	table[1] = NULL;	/* a node taken away leaves a hole */
+	node_record_table_ptr = table;
+	node_record_count = 6;
+	for (size_t i = 0; i < PART_COUNT; i++)
+		parts[i].node_bitmap = bit_alloc(6);
+	bit_nset(parts[0].node_bitmap, 0, 3);
+	bit_nset(parts[1].node_bitmap, 2, 5);
+	bit_nset(parts[2].node_bitmap, 4, 5);
+	default_part_loc = &parts[0];
+}
+
+/* --- the plugins, as src/common/plugin.c opens them -------------------------------------------------------------------- */
+
+struct plugin {
+	void *handle;
+	int (*submit)(job_desc_msg_t *, uint32_t, char **);
+	int (*modify)(job_desc_msg_t *, job_record_t *, uint32_t);
+	int (*log_record)(job_record_t *);
+	List (*get_jobs)(slurmdb_job_cond_t *);
+	int (*set_location)(char *);
+};
+static struct plugin job_submit_plugin, jobcomp_plugin;
+
+static struct plugin *plugin_of(const char *type)
+{
+	return strcmp(type, "jobcomp") ? &job_submit_plugin : &jobcomp_plugin;
+}
+
+static const char *load(const char *type, const char *file)
+{
+	struct plugin *plugin = plugin_of(type);
+	void *handle = dlopen(file, RTLD_LAZY);
+	uint32_t *version;
+	int (*init)(void);
+
+	if (!handle) {
+		fprintf(stderr, "%s\n", dlerror());
+		return "dlopen failed";
+	}
+	version = dlsym(handle, "plugin_version");
+	if (!dlsym(handle, "plugin_name") || !dlsym(handle, "plugin_type") || !version)
+		return "name, type or version missing";
+	if (*version != SLURM_VERSION_NUMBER)
+		return "wrong version";
+	if (strncmp(dlsym(handle, "plugin_type"), type, strlen(type)))
+		return "wrong type";
+	if ((init = dlsym(handle, "init")) && init()) {
+		dlclose(handle);
+		return "init failed";
+	}
+	plugin->handle = handle;
+	plugin->submit = dlsym(handle, "job_submit");
+	plugin->modify = dlsym(handle, "job_modify");
+	plugin->log_record = dlsym(handle, "jobcomp_p_log_record");
+	plugin->get_jobs = dlsym(handle, "jobcomp_p_get_jobs");
+	plugin->set_location = dlsym(handle, "jobcomp_p_set_location");
+	if (!strcmp(type, "jobcomp") ? !(plugin->log_record && plugin->get_jobs && plugin->set_location) :
+				       !(plugin->submit && plugin->modify))
+		return "symbols missing";
+	if (plugin->set_location && plugin->set_location(NULL))
+		return "set_location failed";
+	return "loaded";
+}
+
+static const char *unload(const char *type)
+{
+	struct plugin *plugin = plugin_of(type);
+	int (*fini)(void) = dlsym(plugin->handle, "fini");
+
+	if (fini)
+		fini();
+	dlclose(plugin->handle);
+	memset(plugin, 0, sizeof(*plugin));
+	return "unloaded";
+}
+
+/* --- jobs -------------------------------------------------------------------------------------------------------------- */
+
+static void decode_percent(char *text)
+{
+	char *to = text;
+
+	for (char *from = text; *from; from++, to++) {
+		unsigned int code;
+
+		if ((*from == '%') && (sscanf(from + 1, "%2x", &code) == 1)) {
+			*to = (char) code;
+			from += 2;
+		} else {
+			*to = *from;
+		}
+	}
+	*to = '\0';
+}
+
+static void print_escaped(const char *text)
+{
+	for (; text && *text; text++) {
+		if (*text == '\n')
+			fputs("\\n", stdout);
+		else
+			putchar(*text);
+	}
+}
+
+static void init_job_desc(job_desc_msg_t *desc)
+{
+	slurm_init_job_desc_msg(desc);
+	desc->user_id = 1001;
+}
+
+static uint32_t submit_uid;
+
+static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
+{
+	uint32_t number = (uint32_t) strtoul(value, NULL, 10);
+
+#define TEXT(name) else if (!strcmp(key, #name)) desc->name = xstrdup(value)
+#define NUMBER(name) else if (!strcmp(key, #name)) desc->name = number
+	if (!strcmp(key, "uid")) {
+		submit_uid = number;
+	}
+	TEXT(account);
+	TEXT(partition);
+	TEXT(qos);
+	TEXT(array_inx);
+	TEXT(admin_comment);
+	TEXT(name);
+	TEXT(reservation);
+	TEXT(req_nodes);
+	TEXT(tres_per_job);
+	TEXT(tres_per_node);
+	TEXT(cpus_per_tres);
+	TEXT(comment);
+	NUMBER(user_id);
+	NUMBER(time_limit);
+	NUMBER(min_cpus);
+	NUMBER(min_nodes);
+	NUMBER(num_tasks);
+	NUMBER(cpus_per_task);
+	NUMBER(shared);
+	NUMBER(priority);
+	NUMBER(end_time);
+	else {
+		fprintf(stderr, "job description: no key %s\n", key);
+		abort();
+	}
+}
+
+static job_record_t job;
+static struct job_details details;
+static job_array_struct_t array_recs;
+static slurmdb_qos_rec_t job_qos = { .name = "standard" };
+
+static void new_job(void)
+{
+	memset(&job, 0, sizeof(job));
+	memset(&details, 0, sizeof(details));
+	memset(&array_recs, 0, sizeof(array_recs));
+	job.details = &details;
+	job.job_id = 42;
+	job.user_id = 1001;
+	job.account = "astro";
+	job.partition = "normal,long";
+	job.time_limit = 60;
+	job.array_task_id = NO_VAL;
+	job.qos_ptr = &job_qos;
+	job.assoc_ptr = &associations[0];
+	details.submit_time = 1000;
+	details.min_cpus = 2;
+	details.max_cpus = NO_VAL;
+	details.min_nodes = 1;
+	details.num_tasks = 2;
+	details.cpus_per_task = 1;
+	details.share_res = NO_VAL8;
+	details.core_spec = NO_VAL16;
+	details.pn_min_memory = 0;
+}
+
+static void set_job(const char *key, char *value)
+{
+	uint32_t number = (uint32_t) strtoul(value, NULL, 10);
+
+	if (!strcmp(key, "state"))
+		job.job_state = number;
+	else if (!strcmp(key, "part"))
+		job.part_ptr = find_part_record(value);
+	else if (!strcmp(key, "tasks")) {
+		job.array_recs = &array_recs;
+		job.array_job_id = job.job_id;
+		array_recs.task_cnt = number;
+	} else if (!strcmp(key, "bare")) {	/* whatever may be missing is missing */
+		job.details = NULL;
+		job.qos_ptr = NULL;
+		job.assoc_ptr = NULL;
+		job.part_ptr = NULL;
+		job.account = NULL;
+		job.partition = NULL;
+	}
+#undef TEXT
+#undef NUMBER
+#define TEXT(name) else if (!strcmp(key, #name)) job.name = xstrdup(value)
+#define NUMBER(name) else if (!strcmp(key, #name)) job.name = number
+	TEXT(account);
+	TEXT(admin_comment);
+	TEXT(nodes);
+	TEXT(tres_fmt_alloc_str);
+	TEXT(name);
+	NUMBER(user_id);
+	NUMBER(start_time);
+	NUMBER(end_time);
+	NUMBER(suspend_time);
+	NUMBER(pre_sus_time);
+	NUMBER(restart_cnt);
+	NUMBER(total_cpus);
+	NUMBER(node_cnt);
+	NUMBER(array_task_id);
+	else {
+		fprintf(stderr, "job record: no key %s\n", key);
+		abort();
+	}
+}
+
+static void for_each_pair(char *text, void (*set)(void *, const char *, char *), void *what)
+{
+	char *save = NULL;
+
+	for (char *pair = strtok_r(text, " ", &save); pair; pair = strtok_r(NULL, " ", &save)) {
+		char *value = strchr(pair, '=');
+
+		if (!value) {
+			fprintf(stderr, "expected key=value: %s\n", pair);
+			abort();
+		}
+		*value++ = '\0';
+		decode_percent(value);
+		set(what, pair, value);
+	}
+}
+
+static void set_desc_pair(void *what, const char *key, char *value)
+{
+	set_desc(what, key, value);
+}
+
+static void set_job_pair(void *what, const char *key, char *value)
+{
+	(void) what;
+	set_job(key, value);
+}
+
+static void print_result(int rc, const char *admin_comment, const char *message)
+{
+	printf("rc=%d admin_comment=[", rc);
+	print_escaped(admin_comment);
+	printf("] message=[");
+	print_escaped(message);
+	printf("]\n");
+}
+
+static void submit(char *pairs)
+{
+	job_desc_msg_t desc;
+	char *message = NULL;
+	int rc;
+
+	init_job_desc(&desc);
+	submit_uid = desc.user_id;
+	for_each_pair(pairs, set_desc_pair, &desc);
+	if (desc.comment)
+		message = xstrdup(desc.comment);	/* what an earlier plugin said */
+	rc = job_submit_plugin.submit(&desc, submit_uid, &message);
+	print_result(rc, desc.admin_comment, message);
+	xfree(message);
+	xfree(desc.admin_comment);
+}
+
+static void update(char *pairs)
+{
+	job_desc_msg_t desc;
+	int rc;
+
+	slurm_init_job_desc_msg(&desc);
+	desc.user_id = job.user_id;
+	submit_uid = job.user_id;
+	for_each_pair(pairs, set_desc_pair, &desc);
+	rc = job_submit_plugin.modify(&desc, &job, submit_uid);
+	print_result(rc, desc.admin_comment, NULL);
+}
+
+static struct {
+	pthread_barrier_t barrier;
+	int count;
+	char *pairs;
+	int accepted, refused;
+} storm_state;
+
+static void *storm_thread(void *ignored)
+{
+	(void) ignored;
+	pthread_barrier_wait(&storm_state.barrier);
+	for (int i = 0; i < storm_state.count; i++) {
+		job_desc_msg_t desc;
+		char *message = NULL, *pairs = xstrdup(storm_state.pairs);
+
+		init_job_desc(&desc);
+		for_each_pair(pairs, set_desc_pair, &desc);
+		if (job_submit_plugin.submit(&desc, 1001, &message) == SLURM_SUCCESS)
+			__atomic_add_fetch(&storm_state.accepted, 1, __ATOMIC_RELAXED);
+		else
+			__atomic_add_fetch(&storm_state.refused, 1, __ATOMIC_RELAXED);
+		xfree(message);
+		xfree(desc.admin_comment);
+		xfree(pairs);
+	}
+	return NULL;
+}
+
+static void storm(char *text)
+{
+	pthread_t threads[64];
+	pthread_attr_t attributes;
+	int count = 0, used = 0;
+
+	storm_state.accepted = storm_state.refused = 0;
+	if ((sscanf(text, "%d %d %n", &count, &storm_state.count, &used) < 2) || (count > 64))
+		abort();
+	storm_state.pairs = text + used;
+	pthread_barrier_init(&storm_state.barrier, NULL, (unsigned) count);
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, 1024 * 1024);	/* slurmctld's, up to 24.11 */
+	for (int i = 0; i < count; i++)
+		pthread_create(&threads[i], &attributes, storm_thread, NULL);
+	for (int i = 0; i < count; i++)
+		pthread_join(threads[i], NULL);
+	printf("accepted=%d refused=%d\n", storm_state.accepted, storm_state.refused);
+}
+
+static void maps(const char *text)
+{
+	char line[4096], seen[64][512];
+	FILE *file = fopen("/proc/self/maps", "r");
+	int count = 0;
+
+	while (fgets(line, sizeof(line), file)) {
+		char *path = strchr(line, '/');
+		bool known = false;
+
+		if (!path || !strstr(path, text))
+			continue;
+		for (int i = 0; i < count; i++)
+			known = known || !strncmp(seen[i], path, 511);
+		if (!known && (count < 64))
+			snprintf(seen[count++], 512, "%s", path);
+	}
+	fclose(file);
+	printf("maps=%d\n", count);
+}
+
+static void sockets(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	struct dirent *entry;
+	int count = 0;
+
+	while ((entry = readdir(dir))) {
+		char path[300], target[300];
+		ssize_t length;
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%s", entry->d_name);
+		length = readlink(path, target, sizeof(target) - 1);
+		if (length > 0) {
+			target[length] = '\0';
+			count += !strncmp(target, "socket:", 7);
+		}
+	}
+	closedir(dir);
+	printf("sockets=%d\n", count);
+}
+
+static void run_line(char *line)
+{
+	char *rest = strchr(line, ' '), *more;
+
+	if (rest)
+		*rest++ = '\0';
+	else
+		rest = line + strlen(line);
+	if (!strcmp(line, "load") && (more = strchr(rest, ' '))) {
+		*more++ = '\0';
+		printf("%s\n", load(rest, more));
+	} else if (!strcmp(line, "unload")) {
+		printf("%s\n", unload(rest));
+	} else if (!strcmp(line, "submit")) {
+		submit(rest);
+	} else if (!strcmp(line, "job")) {
+		new_job();
+		for_each_pair(rest, set_job_pair, NULL);
+		printf("job\n");
+	} else if (!strcmp(line, "update")) {
+		update(rest);
+	} else if (!strcmp(line, "end")) {
+		printf("rc=%d\n", jobcomp_plugin.log_record(&job));
+	} else if (!strcmp(line, "get_jobs")) {
+		printf("%s\n", jobcomp_plugin.get_jobs(NULL) ? "some" : "none");
+	} else if (!strcmp(line, "storm")) {
+		storm(rest);
+	} else if (!strcmp(line, "maps")) {
+		maps(rest);
+	} else if (!strcmp(line, "sockets")) {
+		sockets();
+	} else {
+		fprintf(stderr, "no such command: %s\n", line);
+		abort();
+	}
+	fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+	log_options_t options = LOG_OPTS_STDERR_ONLY;
+	static char line[65536];
+
+	in_slurmctld = !((argc > 1) && !strcmp(argv[1], "--as-sacct"));
+	options.stderr_level = LOG_LEVEL_DEBUG;
+	slurm_conf.cluster_name = "testcluster";
+	slurm_conf.slurm_user_id = SLURM_USER;
+	slurm_conf.job_submit_plugins = getenv("FAKE_JOB_SUBMIT_PLUGINS");
+	assoc_mgr_user_list = list_create(NULL);
+	assoc_mgr_assoc_list = list_create(NULL);
+	assoc_mgr_qos_list = list_create(NULL);
+	log_init("slurmctld", options, SYSLOG_FACILITY_DAEMON, NULL);
+	make_nodes();
+	new_job();
+	while (fgets(line, sizeof(line), stdin)) {
+		line[strcspn(line, "\n")] = '\0';
+		run_line(line);
+	}
+	return 0;	/* with threads and an interpreter alive, as slurmctld ends */
+}

@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A rig with everything of ours in it: the installed plugins and package, the bundled bank, the relay.
+
+    with BankedCluster() as site:
+        job = site.sbatch("sb-alice", "--time=1", script="sleep 1")
+        ...
+        site.settle()
+        site.assert_agreement()
+
+What runs is what ``make install`` puts on a controller, staged into the scratch directory. The bank is a process of its own
+on a free port of loopback, with users whose cluster UIDs are those of the rig's users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+from tests.rig.cluster import Cluster, PluginSet, RigError, wait_until
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+BUILD = CHECKOUT / "build"
+
+#: SU per CPU-hour of the rig's partitions, high so that seconds cost something; `unpriced` has none.
+PRICES: Mapping[str, str] = {"main": "360", "debug": "180.5", "exclusive": "720"}
+
+#: SU at the start.
+FUNDS: Mapping[str, str] = {"fc_alpha": "1000", "fc_beta": "100", "fc_gamma": "10"}
+
+CONFIG = """\
+[PartitionPrice]
+{prices}
+
+[API]
+url = "http://127.0.0.1:{port}/api"
+token_file = "{root}/etc/bank-token"
+timeout_s = 3
+{api}
+
+[Policy]
+mode = "strict-allocation"
+tell_estimate = true
+{policy}
+
+[Ledger]
+state_dir = "{root}/state"
+
+[Relay]
+socket = "{root}/run/relay.sock"
+command = "{root}/stage/bin/slurm-banking"
+queue_poll_s = 1
+funds_refresh_s = 5
+sacct_poll_s = 5
+lien_grace_s = 6
+deliver_retry_max_s = 2
+admin_users = ["sb-oper"]
+{relay}
+"""
+
+
+def stage(destination: Path) -> None:
+    """What ``make install`` installs, with the paths of the scratch directory compiled in."""
+    variables = [
+        f"LIBDIR={destination}/lib",
+        f"PLUGINDIR={destination}/plugins",
+        f"SPANKDIR={destination}/spank",
+        f"BINDIR={destination}/bin",
+        f"DOCDIR={destination}/doc",
+        f"UNITDIR={destination}/unit",
+        f"TMPFILESDIR={destination}/tmpfiles",
+        f"SYSCONFDIR={destination.parent}/etc",
+        f"BUILD={destination.parent}/build",
+        f"SLURM_CACHE={BUILD}/slurm-src",
+    ]
+    source = os.environ.get("SLURM_SRC")
+    if source:
+        variables.append(f"SLURM_SRC={source}")
+    result = subprocess.run(
+        ["make", "-s", "-C", str(CHECKOUT / "csrc"), "install", *variables],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if result.returncode != 0:
+        raise RigError(f"make install: status {result.returncode}:\n{result.stdout}{result.stderr}")
+    shutil.rmtree(destination.parent / "build", ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One run as the three books have it; SU."""
+
+    run: str
+    ledger_su: Decimal | None
+    bank_su: Decimal | None
+    sacct_su: Decimal | None
+
+    @property
+    def agrees(self) -> bool:
+        return self.ledger_su == self.bank_su == self.sacct_su
+
+
+class BankedCluster(Cluster):
+    """`policy`, `api`, `relay`: lines added to those sections of bank-config.toml; `start_bank`: False leaves it down."""
+
+    def __init__(
+        self,
+        *,
+        policy: str = "",
+        api: str = "",
+        relay: str = "",
+        prices: Mapping[str, str] = PRICES,
+        funds: Mapping[str, str] = FUNDS,
+        plugins: bool = True,
+        node_token: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(plugins=PluginSet(stage=stage) if plugins else None, **options)
+        self._with_plugins = plugins
+        self.policy, self.api, self.relay_lines = policy, api, relay
+        self.prices, self.bank_funds = dict(prices), dict(funds)
+        self.node_token = node_token
+        self.bank_port = 0
+
+    # -- coming up --------------------------------------------------------------------------------------------------
+
+    def _write_configuration(self) -> None:
+        super()._write_configuration()
+        self.bank_port = _free_port()
+        self.write_banking()
+
+    def write_banking(self) -> None:
+        """bank-config.toml from the object as it is now."""
+        api = self.api
+        if self.node_token:
+            api += f'\nnode_token_file = "{self.root}/etc/node-token"'
+        self.write_bank_config(
+            CONFIG.format(
+                prices="\n".join(f"{name} = {price}" for name, price in self.prices.items()),
+                port=self.bank_port,
+                root=self.root,
+                api=api,
+                policy=self.policy,
+                relay=self.relay_lines,
+            )
+        )
+
+    def _start_all(self) -> None:
+        self.set_up_bank()
+        super()._start_all()
+
+    def bank(self, *arguments: str) -> str:
+        """``slurm-banking bank …`` on the rig's bank."""
+        result = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "slurm_banking.server.cli",
+                arguments[0],
+                *arguments[1:],
+                "--data",
+                str(self.root / "bank"),
+            ],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if result.returncode != 0:
+            raise RigError(f"bank {' '.join(arguments)}: {result.stderr.strip() or result.stdout}")
+        return result.stdout
+
+    def set_up_bank(self) -> None:
+        """Accounts, members, allocations and tokens; then the bank itself."""
+        (self.root / "bank").mkdir(mode=0o700)
+        self.bank("migrate")
+        today = datetime.date.today()
+        for account, users in self.accounts.items():
+            if account not in self.bank_funds:
+                continue
+            self.bank("account", "add", account)
+            for user in users:
+                self.bank("user", "add", user, "--uid", str(self.uid(user)), "--account", account)
+            self.bank(
+                "allocation",
+                "add",
+                account,
+                self.bank_funds[account],
+                "--start",
+                str(today - datetime.timedelta(days=30)),
+                "--end",
+                str(today + datetime.timedelta(days=335)),
+            )
+        self.make_token("relay", self.etc_dir / "bank-token", "slurm")
+        if self.node_token:
+            self.make_token("start-only", self.etc_dir / "node-token", "root")
+        self.start_bank()
+
+    def make_token(self, scope: str, path: Path, owner: str) -> None:
+        path.unlink(missing_ok=True)
+        self.bank("token", "create", "--scope", scope, "--name", path.name, "--file", str(path))
+        shutil.chown(path, owner, owner)
+
+    def start_bank(self) -> None:
+        if "bank" in self._specs:
+            self.start_daemon("bank")
+        else:
+            self.spawn(
+                "bank",
+                [
+                    sys.executable,
+                    "-m",
+                    "slurm_banking.server.cli",
+                    "serve",
+                    "--data",
+                    str(self.root / "bank"),
+                    "--listen",
+                    f"127.0.0.1:{self.bank_port}",
+                ],
+                env={"PYTHONPATH": str(CHECKOUT)},
+            )
+        wait_until(lambda: _connects(self.bank_port), 30, "the bank to listen")
+
+    def stop_bank(self) -> None:
+        self.stop_daemon("bank")
+
+    # -- the command line and the relay -----------------------------------------------------------------------------
+
+    def banking(
+        self, *arguments: str, user: str = "root", check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """``slurm-banking …`` as a user of the controller host."""
+        result = self.run_as(
+            user,
+            [
+                str(self.stage_dir / "bin" / "slurm-banking"),
+                "--config",
+                str(self.bank_config),
+                *arguments,
+            ],
+            timeout,
+        )
+        if check and result.returncode != 0:
+            raise RigError(
+                f"slurm-banking {' '.join(arguments)}: status {result.returncode}: {result.stderr.strip()}"
+            )
+        return result
+
+    def banking_json(self, *arguments: str, user: str = "root") -> Any:
+        return json.loads(self.banking(*arguments, "--json", user=user).stdout)
+
+    def relay_pid(self) -> int | None:
+        """The pid that holds the relay's lock."""
+        try:
+            text = (self.state_dir / "relay.lock").read_text()
+            pid = int(text.split()[0])
+            os.kill(pid, 0)
+        except (OSError, ValueError, IndexError):
+            return None
+        return pid
+
+    def wait_ready(self, timeout_s: float = 30) -> None:
+        """The relay answers and the ledger was compared with Slurm."""
+
+        def ready() -> bool:
+            result = self.banking("status", "--json", check=False)
+            return result.returncode == 0 and bool(json.loads(result.stdout).get("complete"))
+
+        wait_until(ready, timeout_s, "the relay to be ready", 0.2)
+
+    def start(self) -> None:
+        super().start()
+        if self._with_plugins:
+            self.wait_ready()
+
+    # -- the books --------------------------------------------------------------------------------------------------
+
+    def ledger_rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Read the ledger as SlurmUser does, in a process of its own."""
+        script = (
+            "import json,sqlite3,sys\n"
+            "q=json.load(sys.stdin)\n"
+            "c=sqlite3.connect('file:'+q['path']+'?mode=ro',uri=True,timeout=5)\n"
+            "c.row_factory=sqlite3.Row\n"
+            "print(json.dumps([dict(r) for r in c.execute(q['query'],q['parameters'])]))\n"
+        )
+        result = subprocess.run(
+            ["/usr/bin/python3", "-I", "-c", script],
+            input=json.dumps(
+                {
+                    "path": str(self.state_dir / "ledger.sqlite3"),
+                    "query": query,
+                    "parameters": list(parameters),
+                }
+            ),
+            user="slurm",
+            group="slurm",
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            cwd="/",
+        )
+        if result.returncode != 0:
+            raise RigError(f"ledger: {result.stderr.strip().splitlines()[-1:]}")
+        rows: list[dict[str, Any]] = json.loads(result.stdout)
+        return rows
+
+    def open_liens(self, account: str | None = None) -> list[dict[str, Any]]:
+        return self.ledger_rows(
+            "SELECT * FROM liens WHERE state != 'ended' AND (?1 IS NULL OR account = ?1)", [account]
+        )
+
+    def bank_jobs(self) -> dict[str, dict[str, Any]]:
+        """The bank's rows by its job id, through its API."""
+        token = (self.etc_dir / "bank-token").read_text().strip()
+        if not token.startswith("Token "):
+            token = f"Token {token}"
+        rows: dict[str, dict[str, Any]] = {}
+        url: str | None = (
+            f"http://127.0.0.1:{self.bank_port}/api/jobs/?page=1&start_time=0&end_time=4102444800"
+        )
+        for _ in range(1000):
+            if url is None:
+                break
+            request = urllib.request.Request(url, headers={"Authorization": token})
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                page = json.load(reply)
+            for row in page["results"]:
+                rows[row["jobslurmid"]] = row
+            url = page["next"]
+        return rows
+
+    def bank_usage(self, account: str) -> Decimal:
+        """What the bank counts against the account's allocation, SU."""
+        shown = json.loads(self.bank("account", "show", account, "--json"))
+        return Decimal(str(_find(shown, "usage", "usage_su", "used", "used_su")))
+
+    def sacct_costs(self) -> dict[tuple[int, int], Decimal]:
+        """(job id, submit time) → price x AllocCPUS x ElapsedRaw of every run that started and ended, SU."""
+        result = subprocess.run(
+            [
+                "sacct", "-a", "-X", "-D", "-n", "-P", "-S", "now-2days", "-E", "now+1day",
+                "-o", "JobIDRaw,Submit,Start,End,Partition,AllocCPUS,ElapsedRaw,State",
+            ],
+            env={**self.env(), "SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )  # fmt: skip
+        if result.returncode != 0:
+            raise RigError(f"sacct: {result.stderr.strip()}")
+        costs: dict[tuple[int, int], Decimal] = {}
+        for line in result.stdout.splitlines():
+            job, submit, start, end, partition, cpus, elapsed, state = line.split("|")
+            if not start.isdigit() or not end.isdigit() or int(cpus) == 0:
+                continue
+            if state.split()[0] in ("RUNNING", "PENDING", "SUSPENDED"):
+                continue
+            price = Decimal(self.prices.get(partition, "0"))
+            cost = (price * int(cpus) * int(elapsed) / 3600).quantize(
+                Decimal("0.01"), ROUND_HALF_UP
+            )
+            costs[int(job), int(submit)] = cost
+        return costs
+
+    def settle(self, timeout_s: float = 60) -> None:
+        """Until every ended run is charged and everything is delivered."""
+
+        def settled() -> bool:
+            waiting = self.ledger_rows("SELECT COUNT(*) AS n FROM outbox")[0]["n"]
+            if waiting:
+                return False
+            ended = {
+                (row["job_id"], row["submit_time"])
+                for row in self.ledger_rows(
+                    "SELECT job_id, submit_time FROM runs WHERE state = 'ended'"
+                )
+            }
+            return set(self.sacct_costs()) <= ended
+
+        wait_until(settled, timeout_s, "the outbox to be empty and every ended run charged", 0.3)
+
+    def books(self) -> list[Line]:
+        """Every ended run in ledger, bank and sacct."""
+        ledger = {
+            (row["job_id"], row["submit_time"]): row
+            for row in self.ledger_rows("SELECT * FROM runs WHERE state = 'ended'")
+            if row["charge_csu"] is not None
+        }
+        bank = self.bank_jobs()
+        sacct = self.sacct_costs()
+        lines = []
+        for key in sorted(set(ledger) | set(sacct)):
+            row = ledger.get(key)
+            at_bank = bank.pop(row["bank_job_id"], None) if row and row["bank_job_id"] else None
+            lines.append(
+                Line(
+                    run=f"{key[0]}"
+                    + (f"-r{row['restart_count']}" if row and row["restart_count"] else ""),
+                    ledger_su=None if row is None else Decimal(row["charge_csu"]).scaleb(-2),
+                    bank_su=None if at_bank is None else Decimal(at_bank["amount"]),
+                    sacct_su=sacct.get(key),
+                )
+            )
+        running = {
+            row["bank_job_id"]
+            for row in self.ledger_rows("SELECT bank_job_id FROM runs WHERE state = 'running'")
+        }
+        for job, row in bank.items():
+            if job not in running:
+                lines.append(
+                    Line(
+                        run=f"{job} (bank)",
+                        ledger_su=None,
+                        bank_su=Decimal(row["amount"]),
+                        sacct_su=None,
+                    )
+                )
+        return lines
+
+    def assert_agreement(self) -> list[Line]:
+        """Ledger, bank and sacct agree to the hundredth, run by run and in their sums."""
+        lines = self.books()
+        wrong = [line for line in lines if not line.agrees]
+        assert not wrong, f"do not agree: {wrong}"
+        for account in self.bank_funds:
+            charged = sum(
+                row["charge_csu"]
+                for row in self.ledger_rows(
+                    "SELECT charge_csu FROM runs WHERE state = 'ended' AND account = ?", [account]
+                )
+            )
+            running = sum(
+                row["bank_csu"]
+                for row in self.ledger_rows(
+                    "SELECT bank_csu FROM runs WHERE state = 'running' AND account = ?", [account]
+                )
+            )
+            usage = self.bank_usage(account)
+            expected = Decimal(charged + running).scaleb(-2)
+            assert usage == expected, (
+                f"{account}: the bank counts {usage} SU, the ledger {expected} SU"
+            )
+        return lines
+
+
+def _find(shown: Any, *names: str) -> Any:
+    """The first of these keys, anywhere in a JSON answer."""
+    if isinstance(shown, dict):
+        for name in names:
+            if name in shown and not isinstance(shown[name], (dict, list)):
+                return shown[name]
+        children = list(shown.values())
+    elif isinstance(shown, list):
+        children = shown
+    else:
+        children = []
+    for child in children:
+        try:
+            return _find(child, *names)
+        except KeyError:
+            continue
+    raise KeyError(names[0])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _connects(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
