@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "python_start.h"
 
@@ -38,8 +39,8 @@ static int check_component(const char *import_dir, const char *part, int last, c
 	struct stat st;
 
 	if (lstat(part, &st)) {
-		snprintf(why, size, "import directory %s: %s: %s; expected a directory owned by root", import_dir, part,
-			 strerror(errno));
+		snprintf(why, size, "import directory %s: %s%s%s; expected a directory owned by root (uid 0)", import_dir,
+			 last ? "" : part, last ? "" : ": ", strerror(errno));
 		return -1;
 	}
 	if (S_ISLNK(st.st_mode) && (st.st_uid == 0))
@@ -92,7 +93,8 @@ static int check_import_dir(const char *dir, char *why, size_t size)
 	if (check_every_parent(dir, dir, why, size))
 		return -1;
 	if (!realpath(dir, resolved)) {
-		snprintf(why, size, "import directory %s: %s; expected a directory owned by root", dir, strerror(errno));
+		snprintf(why, size, "import directory %s: %s; expected a directory owned by root (uid 0)", dir,
+			 strerror(errno));
 		return -1;
 	}
 	return strcmp(dir, resolved) ? check_every_parent(dir, resolved, why, size) : 0;
@@ -103,6 +105,12 @@ static int check_import_path(char *why, size_t size)
 	for (size_t i = 0; i < IMPORT_PATH_COUNT; i++) {
 		if (check_import_dir(import_path[i], why, size))
 			return -1;
+	}
+	/* without this file CPython gives up in the middle of starting, and cannot be asked twice in one process */
+	if (access(BANKING_PYTHON_STDLIB "/encodings/__init__.py", R_OK)) {
+		snprintf(why, size, "%s/encodings/__init__.py: %s; expected the standard library of Python %s",
+			 BANKING_PYTHON_STDLIB, strerror(errno), PY_VERSION);
+		return -1;
 	}
 	return check_import_dir(BANKING_LIBDIR "/slurm_banking", why, size);
 }

@@ -365,15 +365,17 @@ def _account_row(account: Any) -> dict[str, Any]:
     current = next(
         (row for row in account.allocations.all() if row.status_on(today) == "Active"), None
     )
-    known = current is not None
-    limited = known and not account.unlimited
+    amount_csu = used_csu = None
+    if current is not None:
+        used_csu = current.used_csu
+        amount_csu = None if account.unlimited else current.amount_csu
     return {
         "account": account.name,
         "active": account.active,
         "unlimited": account.unlimited,
-        "allocated_su": format_su(current.amount_csu) if limited else None,
-        "used_su": format_su(current.used_csu) if known else None,
-        "left_su": format_su(current.amount_csu - current.used_csu) if limited else None,
+        "allocated_su": None if amount_csu is None else format_su(amount_csu),
+        "used_su": None if used_csu is None else format_su(used_csu),
+        "left_su": None if amount_csu is None else format_su(amount_csu - used_csu),
         "members": account.memberships.filter(active=True).count(),
     }
 

@@ -45,7 +45,7 @@ class _NotForTheApi:
     def __call__(self, request: HttpRequest) -> Any:
         if request.path_info.startswith(API_PREFIX):
             return self.get_response(request)
-        return super().__call__(request)  # type: ignore[misc]
+        return super().__call__(request)
 
 
 class AdminSecurity(_NotForTheApi, SecurityMiddleware):

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Optional, TypeVar
 
 from django.db import IntegrityError, connection, transaction
-from django.db.models import F, Q
+from django.db.models import Q
 from django.utils import timezone
 
 from slurm_banking.amounts import MAX_WIRE_CSU, format_su
 from slurm_banking.errors import BankingError
+from slurm_banking.server import statements
 from slurm_banking.server.models import (
     Account,
     Allocation,
@@ -265,7 +266,9 @@ def _open_allocation(
     ensure_allocation_users(account)
     since = Q(startdate__gte=_midnight(start))
     for job in list(account.jobs.filter(since).order_by("id")):
-        _settle(job, "allocation opened", actor)
+        moves = _settle(job)
+        job.save(update_fields=["allocation", "counted_csu"])
+        _append_moves(job, moves, "allocation opened", actor)
     return allocation
 
 
@@ -316,82 +319,113 @@ def upsert_job(values: Mapping[str, Any], *, actor: str) -> Job:
 
 def _store_job(values: Mapping[str, Any], actor: str, *, update: bool) -> Job:
     with _transaction():
-        account, user = _lock_account_and_find_user(values["accountid"], values["userid"])
-        job = (
-            Job.objects.select_related("user", "account")
-            .filter(jobslurmid=values["jobslurmid"])
-            .first()
-        )
-        if job is None:
-            _check_may_have_jobs(account, user)
-            job = Job(jobslurmid=values["jobslurmid"], user=user, account=account)
+        name, uid, jobslurmid = values["accountid"], values["userid"], values["jobslurmid"]
+        lock = statements.LOCK_ACCOUNT + statements.LOCK_CLAUSE[connection.vendor]
+        account_id, account_active = statements.fetch_one(lock, [name]) or (None, None)
+        context = statements.fetch_one(statements.JOB_CONTEXT, [uid, account_id, jobslurmid])
+        user_id, username, member, job_id = context
+        errors: dict[str, list[str]] = {}
+        if user_id is None:
+            errors["userid"] = [f"No user has cluster_uid {uid}."]
+        if account_id is None:
+            errors["accountid"] = [f"No account is named {name}."]
+        if errors:
+            raise JobRefused(errors)
+        account = Account(id=account_id, name=name, active=account_active)
+        user = ClusterUser(id=user_id, username=username, cluster_uid=uid)
+        if job_id is None:
+            _check_may_have_jobs(account, user, member)
+            job = Job(jobslurmid=jobslurmid, user=user, account=account)
         elif not update:
             raise JobRefused({"jobslurmid": ["job with this jobslurmid already exists."]})
         else:
+            job = Job.objects.select_related("user", "account").get(pk=job_id)
             _check_same_owner(job, account, user)
-        changed = job.pk is None
-        for name, value in values.items():
-            if name not in ("jobslurmid", "userid", "accountid") and getattr(job, name) != value:
-                setattr(job, name, value)
-                changed = True
+        changed = _assign(job, values)
         _check_order(job)
-        if changed:
+        moves = _settle(job)
+        if job_id is None:
             try:
-                with transaction.atomic():
-                    job.save()
+                job.save(force_insert=True)
             except IntegrityError:
                 raise _Raced from None
-        _settle(job, "job", actor)
+        elif changed or moves:
+            job.save(force_update=True)
+        _append_moves(job, moves, "job", actor)
         return job
 
 
-def _settle(job: Job, cause: str, actor: str) -> None:
-    """Append what lies between what is counted for the job and what should be."""
-    target = _period_of(job)
-    target_id = None if target is None else target.pk
-    wanted_csu = 0 if target is None else job.amount_csu
-    if (target_id, wanted_csu) == (job.allocation_id, job.counted_csu):
-        return
-    moves: list[tuple[int, str, int, str]] = []
-    if target_id == job.allocation_id:
-        kind = Entry.CHARGE if job.counted_csu == 0 else Entry.ADJUSTMENT
-        reason = (
-            f"{cause} {job.jobslurmid}"
-            if kind == Entry.CHARGE
-            else f"{cause} {job.jobslurmid} restated"
+def _assign(job: Job, values: Mapping[str, Any]) -> bool:
+    """Whether anything differs from what was there."""
+    changed = False
+    for name, value in values.items():
+        if name not in ("jobslurmid", "userid", "accountid") and getattr(job, name) != value:
+            setattr(job, name, value)
+            changed = True
+    return changed
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class _Move:
+    """An entry to be appended for a job. Ordered by allocation: counters are locked in that order."""
+
+    allocation_id: int
+    kind: str
+    amount_csu: int
+    remark: str
+
+
+def _settle(job: Job) -> list[_Move]:
+    """What lies between what is counted for the job and what should be; the job is changed to the latter, not saved."""
+    target_id = _period_of(job)
+    wanted_csu = 0 if target_id is None else job.amount_csu
+    held_id, held_csu = job.allocation_id, job.counted_csu
+    moves: list[_Move] = []
+    if target_id != held_id and held_csu:
+        moves.append(
+            _Move(
+                allocation_id=held_id,
+                kind=Entry.ADJUSTMENT,
+                amount_csu=held_csu,
+                remark=" is of another period",
+            )
         )
-        moves.append((target_id, kind, job.counted_csu - wanted_csu, reason))
-    else:
-        if job.counted_csu:
-            reason = f"{cause} {job.jobslurmid} is of another period"
-            moves.append((job.allocation_id, Entry.ADJUSTMENT, job.counted_csu, reason))
-        if wanted_csu:
-            moves.append((target_id, Entry.CHARGE, -wanted_csu, f"{cause} {job.jobslurmid}"))
-    for allocation_id, kind, amount_csu, reason in sorted(moves):
+        held_csu = 0
+    if target_id is not None and wanted_csu != held_csu:
+        first = held_csu == 0
+        moves.append(
+            _Move(
+                allocation_id=target_id,
+                kind=Entry.CHARGE if first else Entry.ADJUSTMENT,
+                amount_csu=held_csu - wanted_csu,
+                remark="" if first else " restated",
+            )
+        )
+    job.allocation_id = target_id
+    job.counted_csu = wanted_csu
+    return sorted(moves)
+
+
+def _append_moves(job: Job, moves: list[_Move], cause: str, actor: str) -> None:
+    for move in moves:
         _append(
-            allocation_id,
-            kind,
-            amount_csu,
-            reason=reason,
+            move.allocation_id,
+            move.kind,
+            move.amount_csu,
+            reason=f"{cause} {job.jobslurmid}{move.remark}",
             actor=actor,
             user_id=job.user_id,
             job_id=job.pk,
         )
-    job.allocation_id = target_id
-    job.counted_csu = wanted_csu
-    Job.objects.filter(pk=job.pk).update(allocation_id=target_id, counted_csu=wanted_csu)
 
 
-def _period_of(job: Job) -> Optional[Allocation]:
+def _period_of(job: Job) -> Optional[int]:
+    """The allocation in whose period the job started."""
     if job.submitdate is None or job.startdate is None:
         return None
-    day = timezone.localdate(job.startdate)
-    return (
-        Allocation.objects.filter(account_id=job.account_id, start_date__lte=day)
-        .filter(Q(end_date__isnull=True) | Q(end_date__gte=day))
-        .order_by("-start_date")
-        .first()
-    )
+    day = timezone.localdate(job.startdate).isoformat()
+    row = statements.fetch_one(statements.PERIOD, [job.account_id, day, day])
+    return None if row is None else int(row[0])
 
 
 def _append(
@@ -406,58 +440,31 @@ def _append(
 ) -> None:
     """The one place that writes an entry, and with it the counters that are its sums."""
     assert connection.in_atomic_block
-    Entry.objects.create(
-        allocation_id=allocation_id,
-        kind=kind,
-        amount_csu=amount_csu,
-        reason=reason,
-        actor=actor,
-        user_id=user_id,
-        job_id=job_id,
+    now = statements.instant(timezone.now())
+    statements.execute(
+        statements.APPEND_ENTRY,
+        [allocation_id, kind, amount_csu, reason, actor, now, user_id, job_id],
     )
-    allocation = Allocation.objects.filter(pk=allocation_id)
     if kind in Entry.AWARD_KINDS:
-        allocation.update(amount_csu=F("amount_csu") + amount_csu)
-        return
-    allocation.update(used_csu=F("used_csu") - amount_csu)
-    if user_id is not None:
-        mine = AllocationUser.objects.filter(allocation_id=allocation_id, user_id=user_id)
-        if not mine.update(used_csu=F("used_csu") - amount_csu):
-            AllocationUser.objects.create(
-                allocation_id=allocation_id, user_id=user_id, used_csu=-amount_csu
-            )
+        changed = statements.execute(statements.ADD_AWARD, [amount_csu, allocation_id])
+    else:
+        changed = statements.execute(statements.ADD_USAGE, [amount_csu, allocation_id])
+        if user_id is not None:
+            statements.execute(statements.ADD_USER_USAGE, [amount_csu, allocation_id, user_id])
+    assert changed == 1
 
 
-def _lock_account_and_find_user(account_name: str, uid: str) -> tuple[Account, ClusterUser]:
-    account = Account.objects.select_for_update(no_key=True).filter(name=account_name).first()
-    user = ClusterUser.objects.filter(cluster_uid=uid).first()
-    errors: dict[str, list[str]] = {}
-    if user is None:
-        errors["userid"] = [f"No user has cluster_uid {uid}."]
-    if account is None:
-        errors["accountid"] = [f"No account is named {account_name}."]
-    if errors:
-        raise JobRefused(errors)
-    return account, user
-
-
-def _check_may_have_jobs(account: Account, user: ClusterUser) -> None:
+def _check_may_have_jobs(account: Account, user: ClusterUser, member: Optional[bool]) -> None:
     """For jobs that the bank does not have yet. One that it has was admitted, and its end must be countable."""
-    membership = Membership.objects.filter(account=account, user=user).first()
-    if membership is None:
+    if member is None:
         raise _job_refused(f"User {user.username} is not a member of account {account.name}.")
-    if not membership.active:
+    if not member:
         raise _job_refused(
             f"User {user.username} is not an active member of account {account.name}."
         )
-    today = timezone.localdate()
-    periods = Allocation.objects.filter(
-        account=account, status=Allocation.ACTIVE, start_date__lte=today
-    )
-    if (
-        not account.active
-        or not periods.filter(Q(end_date__isnull=True) | Q(end_date__gte=today)).exists()
-    ):
+    today = timezone.localdate().isoformat()
+    period = statements.fetch_one(statements.ACTIVE_PERIOD, [account.pk, today, today])
+    if not account.active or period is None:
         raise _job_refused(f"Account {account.name} has no active compute allocation.")
 
 
@@ -501,29 +508,10 @@ class Answer:
     message: str
 
 
-#: One statement: the budget is 2 ms of CPU for the whole request.
-_FUNDS_SQL = """
-    SELECT u.id, u.username, a.id, a.unlimited, a.active, m.active, m.limit_csu,
-           al.id, al.amount_csu, al.used_csu, au.used_csu
-      FROM (SELECT 1 AS one) AS always
-      LEFT JOIN bank_clusteruser AS u ON u.cluster_uid = %s
-      LEFT JOIN bank_account AS a ON a.name = %s
-      LEFT JOIN bank_membership AS m ON m.account_id = a.id AND m.user_id = u.id
-      LEFT JOIN bank_allocation AS al
-             ON al.account_id = a.id AND al.status = 'Active' AND al.start_date <= %s
-            AND (al.end_date IS NULL OR al.end_date >= %s)
-      LEFT JOIN bank_allocationuser AS au ON au.allocation_id = al.id AND au.user_id = u.id
-     ORDER BY al.start_date DESC
-     LIMIT 1
-"""
-
-
 def can_submit_job(cost_csu: int, uid: str, account_name: str) -> Answer:
     """Would the cost fit what account and user have left of the allocation in force? Changes nothing."""
     today = timezone.localdate().isoformat()
-    with connection.cursor() as cursor:
-        cursor.execute(_FUNDS_SQL, [uid, account_name, today, today])
-        row = cursor.fetchone()
+    row = statements.fetch_one(statements.FUNDS, [uid, account_name, today, today])
     user_id, username, account_id, unlimited, account_active, member, limit_csu = row[:7]
     allocation_id, amount_csu, used_csu, user_used_csu = row[7:]
     if user_id is None:

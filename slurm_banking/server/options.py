@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import tomllib
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+import tomllib
 
 from slurm_banking.errors import ConfigError
 
@@ -240,12 +241,11 @@ class _Table:
     def problem(self, key: str, value: object, expected: str) -> None:
         self._problems.append(f"{self.path}: {key} = {value!r}, expected {expected}")
 
-    def take(self, key: str, kind: type, default: Any) -> Any:
+    def take(self, key: str, kind: type[Any], default: Any) -> Any:
         value = self._rest.pop(key, default)
         if value is default or isinstance(value, kind):
             return value
-        names = {str: "a string", list: "a list"}
-        self.problem(key, value, names[kind])
+        self.problem(key, value, "a string" if kind is str else "a list")
         return default
 
     def refuse_the_rest(self) -> None:

@@ -20,6 +20,7 @@ from django.utils import timezone
 from rest_framework import authentication, exceptions, permissions
 from rest_framework.request import Request
 
+from slurm_banking.server import statements
 from slurm_banking.server.models import Token
 from slurm_banking.server.operations import token_digest
 
@@ -47,17 +48,14 @@ class ScopedTokenAuthentication(authentication.BaseAuthentication):
         keyword, _, key = header.strip().partition(" ")
         if keyword.lower() != "token":
             return None
-        row = (
-            Token.objects.filter(digest=token_digest(key.strip()))
-            .values_list("name", "scope", "expires", "revoked")
-            .first()
-        )
+        now = statements.instant(timezone.now())
+        row = statements.fetch_one(statements.TOKEN, [now, token_digest(key.strip())])
         if row is None:
             raise exceptions.AuthenticationFailed("Invalid token.")
-        name, scope, expires, revoked = row
-        if revoked is not None:
+        name, scope, expired, revoked = row
+        if revoked:
             raise exceptions.AuthenticationFailed("Revoked token.")
-        if expires is not None and expires <= timezone.now():
+        if expired:
             raise exceptions.AuthenticationFailed("Expired token.")
         return Caller(name=name, scope=scope), None
 

@@ -15,6 +15,7 @@
  *   get_jobs                          jobcomp_p_get_jobs, as sacct -c
  *   storm THREADS COUNT key=value ... that many submissions at once, without a mutex (as Slurm 23.02 and later)
  *   maps TEXT                         how many different files with TEXT in their path are mapped
+ *   rss                               resident memory in kB
  *   sockets                           how many sockets this process has open
  *
  * Values are percent-encoded; answers are one line each, newlines as \n.
@@ -575,6 +576,18 @@ static void sockets(void)
 	printf("sockets=%d\n", count);
 }
 
+static void rss(void)
+{
+	char line[256];
+	FILE *file = fopen("/proc/self/status", "r");
+	long kb = 0;
+
+	while (fgets(line, sizeof(line), file))
+		sscanf(line, "VmRSS: %ld", &kb);
+	fclose(file);
+	printf("rss=%ld\n", kb);
+}
+
 static void run_line(char *line)
 {
 	char *rest = strchr(line, ' '), *more;
@@ -604,6 +617,8 @@ static void run_line(char *line)
 		storm(rest);
 	} else if (!strcmp(line, "maps")) {
 		maps(rest);
+	} else if (!strcmp(line, "rss")) {
+		rss();
 	} else if (!strcmp(line, "sockets")) {
 		sockets();
 	} else {

@@ -11,7 +11,7 @@ from slurm_banking.server.constraints import check_constraint
 class Migration(migrations.Migration):
     initial = True
 
-    dependencies = []
+    dependencies: list[tuple[str, str]] = []
 
     operations = [
         migrations.CreateModel(

@@ -8,6 +8,7 @@ import os
 import sys
 
 INITS = []
+NOT_READY = []
 
 
 def text(ffi, pointer):
@@ -44,6 +45,7 @@ def attach(ffi, lib):
     def start(host, reply):
         INITS.append(text(ffi, host.plugin))
         path = text(ffi, host.config_path)
+        NOT_READY[:] = [f"{path}: not usable"]
         if not os.path.exists(path):
             answer(reply, lib.BANKING_UNDECIDED, f"{path}: no such file")
         elif "broken" in open(path).read():
@@ -51,18 +53,22 @@ def attach(ffi, lib):
         elif "raise" in open(path).read():
             raise RuntimeError("as the configuration says")
         else:
+            NOT_READY.clear()
             answer(reply, lib.BANKING_ACCEPTED)
 
     def act(what, struct, reply):
         name = what or ""
-        if name == "raise":
+        if NOT_READY:
+            answer(reply, lib.BANKING_UNDECIDED, NOT_READY[0])
+        elif name == "raise":
             raise ValueError("as the job's name says")
-        if name == "undecided":
+        elif name == "undecided":
             answer(reply, lib.BANKING_UNDECIDED, "the ledger is busy")
         elif name == "refuse":
             answer(reply, lib.BANKING_REFUSED, "too dear\nby far", "slurm_banking=00:1:v1")
         elif name == "describe":
-            answer(reply, lib.BANKING_ACCEPTED, json.dumps(plain(ffi, struct), sort_keys=True))
+            lib.banking_log(lib.BANKING_LOG_INFO, json.dumps(plain(ffi, struct)).encode())
+            answer(reply, lib.BANKING_ACCEPTED)
         elif name == "interpreter":
             facts = {
                 "path": sys.path,

@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The real .so files, opened as slurmctld opens them; the stand-in engine does what the job's name says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import Any, Dict
+
+import pytest
+
+from .conftest import Built, Layout, Submitted
+
+ACCOUNTING_POLICY = 2050
+NO_VAL = 0xFFFFFFFE
+NO_VAL16 = 0xFFFE
+INFINITE = 0xFFFFFFFF
+TOKEN = "slurm_banking=" + "ab" * 16 + ":50:v1"
+
+
+def from_log(log: str, key: str) -> Dict[str, Any]:
+    """The struct that the stand-in logged; it must have been told once."""
+    told = [line.split("slurm_banking: ", 1)[1] for line in log.splitlines() if f'"{key}"' in line]
+    assert len(told) == 1, log
+    result: Dict[str, Any] = json.loads(told[0])
+    return result
+
+
+def described(layout: Layout, pairs: str = "") -> Dict[str, Any]:
+    """The submission as Python sees it."""
+    done = layout.run(layout.load_job_submit, f"submit name=describe {pairs}")
+    return from_log(done.log, "partition_count")
+
+
+def updated(layout: Layout, job: str, update: str) -> Dict[str, Any]:
+    done = layout.run(layout.load_job_submit, f"job {job}", f"update {update}")
+    return from_log(done.log, "wanted")
+
+
+def ended(layout: Layout, job: str) -> Dict[str, Any]:
+    done = layout.run(layout.load_jobcomp, f"job {job}", "end")
+    assert done.answers[2] == "rc=0"
+    return from_log(done.log, "pre_suspend_s")
+
+
+# What crosses at submission.
+
+
+def test_defaults_are_resolved_before_python_is_asked(layout: Layout) -> None:
+    job = described(layout)
+    assert (job["account"], job["user_name"], job["qos"]) == ("astro", "alice", "standard")
+    assert [part["name"] for part in job["partitions"]] == ["normal"]
+    assert job["associated"] == 1
+
+
+def test_a_default_partition_comes_with_what_slurm_would_allocate(layout: Layout) -> None:
+    part = described(layout)["partitions"][0]
+    assert (part["found"], part["exclusive"]) == (1, 0)
+    assert (part["default_time_min"], part["max_time_min"]) == (60, 2880)
+    assert (part["total_cpus"], part["total_nodes"]) == (16, 4)
+    assert (part["node_cpus_min"], part["node_cpus_max"]) == (4, 4)
+
+
+def test_each_of_several_partitions_is_described(layout: Layout) -> None:
+    parts = described(layout, "partition=long,nowhere,whole")["partitions"]
+    assert [part["name"] for part in parts] == ["long", "nowhere", "whole"]
+    assert [part["found"] for part in parts] == [1, 0, 1]
+    assert [part["exclusive"] for part in parts] == [0, 0, 1]
+    assert (parts[0]["default_time_min"], parts[0]["max_time_min"]) == (NO_VAL, INFINITE)
+    assert parts[0]["max_cpus_per_node"] == 6
+    assert (parts[0]["node_cpus_min"], parts[0]["node_cpus_max"]) == (4, 8)
+    assert parts[0]["threads_per_core_max"] == 2
+    assert parts[0]["node_memory_max_mb"] == 64000
+
+
+def test_no_partition_of_a_long_list_is_forgotten(layout: Layout) -> None:
+    names = [f"p{i}" for i in range(40)]
+    parts = described(layout, "partition=" + ",".join(names))["partitions"]
+    assert [part["name"] for part in parts] == names
+
+
+def test_a_reservation_brings_its_partition(layout: Layout) -> None:
+    parts = described(layout, "reservation=workshop")["partitions"]
+    assert [part["name"] for part in parts] == ["whole"]
+
+
+def test_an_account_is_lower_case_as_slurm_makes_it(layout: Layout) -> None:
+    job = described(layout, "account=BIO")
+    assert (job["account"], job["associated"], job["qos"]) == ("bio", 1, "high")
+
+
+def test_an_account_that_is_not_the_users_is_not_associated(layout: Layout) -> None:
+    assert described(layout, "user_id=1002 account=astro")["associated"] == 0
+
+
+def test_an_association_for_one_partition_counts_there_alone(layout: Layout) -> None:
+    assert described(layout, "user_id=1004 partition=long")["associated"] == 1
+    assert described(layout, "user_id=1004 partition=normal")["associated"] == 0
+    assert described(layout, "user_id=1004 partition=long,normal")["associated"] == 0
+
+
+def test_a_user_unknown_to_the_database_has_no_name_and_no_account(layout: Layout) -> None:
+    job = described(layout, "user_id=7777")
+    assert (job["user_name"], job["account"], job["associated"]) == (None, None, 0)
+
+
+def test_sentinels_cross_as_they_are(layout: Layout) -> None:
+    job = described(layout)
+    assert (job["time_limit_min"], job["min_cpus"], job["num_tasks"]) == (NO_VAL, NO_VAL, NO_VAL)
+    assert (job["shared"], job["cpus_per_task"]) == (NO_VAL16, NO_VAL16)
+    assert job["array_inx"] is None
+
+
+def test_what_was_asked_for_crosses(layout: Layout) -> None:
+    job = described(
+        layout,
+        "uid=0 time_limit=30 min_cpus=4 num_tasks=2 cpus_per_task=2 shared=0 array_inx=0-7%252"
+        " tres_per_node=gres/gpu:2 cpus_per_tres=gres/gpu:8 qos=urgent",
+    )
+    assert (job["submit_user_id"], job["job_user_id"]) == (0, 1001)
+    assert (job["time_limit_min"], job["min_cpus"], job["num_tasks"]) == (30, 4, 2)
+    assert (job["cpus_per_task"], job["shared"], job["qos"]) == (2, 0, "urgent")
+    assert job["array_inx"] == "0-7%2"
+    assert (job["tres_per_node"], job["cpus_per_tres"]) == ("gres/gpu:2", "gres/gpu:8")
+
+
+def test_required_nodes_are_a_least_number_of_nodes(layout: Layout) -> None:
+    assert described(layout, "req_nodes=n[1-3],m7")["min_nodes"] == 4
+    assert described(layout, "req_nodes=n1 min_nodes=2")["min_nodes"] == 2
+
+
+# What the reply does.
+
+
+def test_a_refusal_reaches_the_user_after_what_earlier_plugins_said(layout: Layout) -> None:
+    done = layout.submit("name=refuse comment=earlier%20words")
+    assert done == Submitted(
+        rc=ACCOUNTING_POLICY, admin_comment="", message="earlier words\ntoo dear\nby far"
+    )
+
+
+def test_an_accepted_job_gets_its_message_and_its_token(layout: Layout) -> None:
+    assert layout.submit("name=token") == Submitted(rc=0, admin_comment=TOKEN, message="0.50 SU")
+
+
+def test_a_token_is_appended_to_what_an_administrator_wrote(layout: Layout) -> None:
+    assert layout.submit("name=token admin_comment=keep%20this").admin_comment == "keep this;" + TOKEN
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        (TOKEN, ""),
+        ("a;" + TOKEN, "a"),
+        (TOKEN + ";b", "b"),
+        (f"a;{TOKEN};b", "a;b"),
+        (f"a {TOKEN} b", "a  b"),
+        (f"{TOKEN};{TOKEN}", ""),
+        ("slurm_slurm_banking=1:2:3 banking=" + "ab" * 16 + ":1:v", "slurm_ banking=" + "ab" * 16 + ":1:v"),
+        ("slurm_slurm_banking=1:2:3;banking=" + "ab" * 16 + ":1:v", ""),
+        ("slurm_banking=", "slurm_banking="),
+        ("slurm_banking=see the manual", "slurm_banking=see the manual"),
+        ("SLURM_BANKING=ab:1:v", "SLURM_BANKING=ab:1:v"),
+        ("", ""),
+    ],
+)
+def test_a_token_that_came_with_the_job_is_taken_out_and_nothing_else(
+    given: str, left: str, layout: Layout
+) -> None:
+    encoded = given.replace("%", "%25").replace(" ", "%20")
+    assert layout.submit(f"admin_comment={encoded}").admin_comment == left
+
+
+def test_python_never_sees_a_token_that_came_with_the_job(layout: Layout) -> None:
+    assert described(layout, f"admin_comment=x;{TOKEN}")["admin_comment"] == "x"
+
+
+def test_an_exception_leaves_the_job_undecided_and_policy_decides(layout: Layout) -> None:
+    assert layout.submit("name=raise").rc == 0
+    layout.config.write_text('[Policy]\non_plugin_error = "reject"\n')
+    refused = layout.submit("name=raise")
+    assert refused.rc == ACCOUNTING_POLICY
+    assert "contact the cluster's support" in refused.message
+
+
+def test_an_undecided_reply_is_not_accepted_when_errors_reject(layout: Layout) -> None:
+    layout.config.write_text("[Policy]\non_plugin_error = 'reject'\n")
+    done = layout.run(layout.load_job_submit, "submit name=undecided")
+    assert Submitted.of(done.answers[1]).rc == ACCOUNTING_POLICY
+    assert "submission_undecided outcome=refused unlogged_before=0 reason=the ledger is busy" in done.log
+
+
+def test_undecided_jobs_do_not_flood_the_log(layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, *["submit name=undecided"] * 50)
+    assert done.log.count("submission_undecided") == 1
+
+
+def test_a_message_that_fills_its_buffer_ends_there(layout: Layout) -> None:
+    assert layout.submit("name=long").message == "x" * 2047
+
+
+def test_a_line_to_log_is_never_a_format(layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, "submit name=log")
+    assert "slurm_banking: %s %n 100% of what a user may type\n" in done.log
+
+
+# Updates.
+
+
+@pytest.mark.parametrize(
+    "harmless", ["priority=3", "name=x", "comment=x", "array_inx=5", "name=x comment=y"]
+)
+def test_an_update_that_costs_nothing_does_not_reach_python(harmless: str, layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, "job name=refuse", f"update {harmless}")
+    assert Submitted.of(done.answers[2]).rc == 0
+    assert "wanted" not in done.log
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("time_limit=90", "partition=long", "account=bio", "qos=high", "min_nodes=2"),
+        *("num_tasks=8", "min_cpus=8", "cpus_per_task=2", "shared=0", "end_time=99999"),
+        *("tres_per_node=gpu:1", "tres_per_job=gpu:1", "cpus_per_tres=gpu:4", "req_nodes=n1"),
+    ],
+)
+def test_an_update_of_what_the_price_depends_on_can_be_refused(change: str, layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, "job name=refuse", f"update {change}")
+    assert Submitted.of(done.answers[2]).rc == ACCOUNTING_POLICY
+
+
+@pytest.mark.parametrize(
+    ("uid", "may", "operator"),
+    [(1001, 1, 0), (0, 1, 1), (64030, 1, 1), (900, 1, 1), (1003, 1, 1), (1002, 0, 0), (7777, 0, 0)],
+)
+def test_only_owner_operator_and_coordinator_reach_python(
+    uid: int, may: int, operator: int, layout: Layout
+) -> None:
+    done = layout.run(layout.load_job_submit, "job name=x", f"update uid={uid} time_limit=90")
+    assert Submitted.of(done.answers[2]).rc == 0
+    assert done.log.count('"wanted"') == may
+    if may:
+        assert from_log(done.log, "wanted")["operator_caller"] == operator
+
+
+def test_a_coordinator_of_the_old_account_alone_may_not_move_a_job(layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, "job name=x", "update uid=1003 account=bio")
+    assert "wanted" not in done.log
+
+
+def test_an_update_is_what_the_job_would_become(layout: Layout) -> None:
+    update = updated(layout, "name=x", "time_limit=90 num_tasks=8")
+    wanted = update["wanted"]
+    assert (wanted["time_limit_min"], wanted["num_tasks"], wanted["min_cpus"]) == (90, 8, 2)
+    assert [part["name"] for part in wanted["partitions"]] == ["normal", "long"]
+    assert (wanted["account"], wanted["qos"], wanted["user_name"]) == ("astro", "standard", "alice")
+    assert (update["job_id"], update["submit_time"], update["task_count"]) == (42, 1000, 1)
+
+
+def test_an_update_to_another_account_checks_the_jobs_user(layout: Layout) -> None:
+    assert updated(layout, "name=x", "account=bio")["wanted"]["associated"] == 1
+    assert updated(layout, "name=x user_id=1002", "uid=0 account=astro")["wanted"]["associated"] == 0
+
+
+def test_an_update_of_an_array_counts_the_tasks_of_its_record(layout: Layout) -> None:
+    assert updated(layout, "name=x tasks=7", "time_limit=90")["task_count"] == 7
+    assert updated(layout, "name=x tasks=7 array_task_id=3", "time_limit=90")["task_count"] == 1
+
+
+def test_a_running_job_is_priced_in_the_partition_it_runs_in(layout: Layout) -> None:
+    update = updated(layout, "name=x state=1 part=long total_cpus=4", "time_limit=90")
+    assert [part["name"] for part in update["wanted"]["partitions"]] == ["long"]
+    assert (update["job_state"], update["total_cpus"]) == (1, 4)
+
+
+def test_an_end_time_is_a_longer_limit(layout: Layout) -> None:
+    update = updated(layout, "name=x state=1 part=long end_time=10000", "end_time=13600")
+    assert update["wanted"]["time_limit_min"] == 60 + 60
+
+
+def test_a_finished_job_is_not_updated(layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, "job name=refuse state=3", "update time_limit=90")
+    assert Submitted.of(done.answers[2]).rc == 0
+
+
+def test_a_record_with_nothing_in_it_is_survived(layout: Layout) -> None:
+    wanted = updated(layout, "bare=1", "time_limit=90")["wanted"]
+    assert (wanted["min_cpus"], wanted["shared"], wanted["qos"]) == (NO_VAL, NO_VAL16, "standard")
+
+
+def test_an_administrators_comment_keeps_the_jobs_token_and_gets_no_other(layout: Layout) -> None:
+    other = TOKEN.replace("ab", "cd")
+    done = layout.run(
+        layout.load_job_submit,
+        f"job name=x admin_comment=old;{TOKEN}",
+        f"update uid=0 admin_comment=new;{other}",
+    )
+    assert Submitted.of(done.answers[2]).admin_comment == f"new;{TOKEN}"
+
+
+def test_an_undecided_update_is_refused_to_users_and_left_to_operators(layout: Layout) -> None:
+    layout.config.write_text('[Policy]\non_plugin_error = "reject"\n')
+    done = layout.run(
+        layout.load_job_submit,
+        "job name=undecided",
+        "update time_limit=90",
+        "update uid=900 time_limit=90",
+    )
+    assert [Submitted.of(line).rc for line in done.answers[2:]] == [ACCOUNTING_POLICY, 0]
+
+
+# Ends.
+
+
+def test_a_run_that_ended_crosses_whole(layout: Layout) -> None:
+    run = ended(
+        layout,
+        "name=x state=3 part=long nodes=n[1-2] node_cnt=2 total_cpus=8 tres_fmt_alloc_str=cpu=8,node=2"
+        f" start_time=2000 end_time=5600 suspend_time=3000 pre_sus_time=900 restart_cnt=1"
+        f" admin_comment={TOKEN}",
+    )
+    assert (run["job_id"], run["user_id"], run["account"]) == (42, 1001, "astro")
+    assert (run["partition"], run["qos"], run["user_name"]) == ("long", "standard", "alice")
+    assert (run["nodes"], run["node_count"], run["total_cpus"]) == ("n[1-2]", 2, 8)
+    assert run["tres_alloc"] == "cpu=8,node=2"
+    assert (run["submit_time"], run["start_time"], run["end_time"]) == (1000, 2000, 5600)
+    assert (run["suspend_time"], run["pre_suspend_s"], run["restart_count"]) == (3000, 900, 1)
+    assert (run["requeue"], run["task_count"], run["admin_comment"]) == (0, 1, TOKEN)
+
+
+def test_a_run_without_nodes_has_none_of_an_earlier_runs_resources(layout: Layout) -> None:
+    run = ended(layout, "name=x state=4 total_cpus=8 node_cnt=2 tres_fmt_alloc_str=cpu=8")
+    assert (run["nodes"], run["tres_alloc"], run["total_cpus"], run["node_count"]) == (None, None, 0, 0)
+
+
+@pytest.mark.parametrize("flag", [1 << 10, 1 << 11, 1 << 12])
+def test_a_requeue_is_told_as_one(flag: int, layout: Layout) -> None:
+    run = ended(layout, f"name=x state={flag} part=normal nodes=n1")
+    assert (run["requeue"], run["job_state"]) == (1, flag)
+
+
+def test_a_pending_array_that_ends_whole_ends_all_its_tasks(layout: Layout) -> None:
+    assert ended(layout, "name=x state=4 tasks=12")["task_count"] == 12
+
+
+def test_an_end_with_nothing_in_its_record_is_survived(layout: Layout) -> None:
+    run = ended(layout, "bare=1")
+    assert (run["account"], run["partition"], run["qos"]) == (None, None, None)
+
+
+def test_jobcomp_never_fails_and_says_what_it_left(layout: Layout) -> None:
+    done = layout.run(layout.load_jobcomp, "job name=raise", "end")
+    assert done.answers[2] == "rc=0"
+    assert "run_end_unrecorded outcome=left_to_relay" in done.log
+
+
+def test_jobcomp_has_no_records_to_show(layout: Layout) -> None:
+    assert layout.run(layout.load_jobcomp, "get_jobs").answers[1] == "none"
+
+
+# The process.
+
+
+def test_both_plugins_share_one_interpreter(layout: Layout) -> None:
+    done = layout.run(
+        layout.load_job_submit, layout.load_jobcomp, "submit name=interpreter", "maps libpython"
+    )
+    facts = json.loads(Submitted.of(done.answers[2]).message)
+    assert facts["inits"] == ["job_submit", "jobcomp"]
+    assert done.answers[3] == "maps=1"
+
+
+def test_the_interpreter_is_isolated_and_imports_from_constants_alone(layout: Layout) -> None:
+    facts = json.loads(layout.submit("name=interpreter").message)
+    assert facts["path"] == [str(layout.stdlib), str(layout.dynload), str(layout.lib), str(layout.cffi)]
+    assert (facts["isolated"], facts["no_site"], facts["site"]) == (1, 1, False)
+
+
+def test_the_environment_does_not_steer_the_interpreter(layout: Layout) -> None:
+    evil = layout.etc / "evil"
+    evil.mkdir()
+    (evil / "json.py").write_text("raise SystemExit(99)\n")
+    (evil / "slurm_banking").mkdir()
+    done = layout.run(
+        layout.load_job_submit,
+        "submit name=interpreter",
+        environment={
+            "PYTHONPATH": str(evil),
+            "PYTHONHOME": str(evil),
+            "PYTHONSTARTUP": str(evil / "json.py"),
+            "PYTHONNOUSERSITE": "",
+            "PYTHONUTF8": "0",
+            "PYTHONINSPECT": "1",
+            "PYTHONDONTWRITEBYTECODE": "",
+            "LC_ALL": "C",
+            "HOME": str(evil),
+        },
+    )
+    facts = json.loads(Submitted.of(done.answers[1]).message)
+    assert str(evil) not in facts["path"]
+    assert facts["utf8"] == 1
+
+
+def test_extension_modules_find_libpython(layout: Layout) -> None:
+    assert re.fullmatch(r"2 3\.\d+\.\d+", layout.submit("name=extension").message)
+
+
+def test_loading_opens_no_socket(layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, layout.load_jobcomp, "submit", "sockets")
+    assert done.answers[3] == "sockets=0"
+
+
+def test_unloading_and_loading_again_is_harmless(layout: Layout) -> None:
+    done = layout.run(
+        *[layout.load_job_submit, layout.load_jobcomp, "submit name=token"],
+        *["unload job_submit", "unload jobcomp"] + [layout.load_jobcomp, layout.load_job_submit],
+        *["submit name=token", "unload job_submit", layout.load_job_submit, "submit name=interpreter"],
+    )
+    assert Submitted.of(done.answers[7]).admin_comment == TOKEN
+    facts = json.loads(Submitted.of(done.answers[10]).message)
+    assert facts["inits"] == ["job_submit", "jobcomp", "jobcomp", "job_submit", "job_submit"]
+
+
+def test_ten_threads_at_once_each_get_their_answer(layout: Layout) -> None:
+    done = layout.run(
+        layout.load_job_submit,
+        "storm 10 200 name=token partition=normal,long,whole",
+        "storm 10 200 name=refuse",
+    )
+    assert done.answers[1:] == ("accepted=2000 refused=0", "accepted=0 refused=2000")
+
+
+def test_ten_threads_at_once_start_a_cold_plugin_together(layout: Layout) -> None:
+    layout.config.write_text('[Policy]\non_plugin_error = "reject"\n')
+    done = layout.run(layout.load_job_submit, "storm 10 20 name=extension")
+    assert done.answers[1] == "accepted=200 refused=0"
+
+
+def test_memory_stays_flat(layout: Layout) -> None:
+    storm = "storm 10 300 name=token partition=normal,long,whole account=BIO"
+    done = layout.run(layout.load_job_submit, storm, "rss", storm, storm, storm, "rss")
+    before, after = (int(done.answers[i].split("=")[1]) for i in (2, 6))
+    assert after - before < 1024  # kB, over 9,000 submissions from 30 threads
+
+
+def test_in_a_users_process_nothing_is_started(layout: Layout) -> None:
+    done = layout.run(layout.load_jobcomp, "end", "get_jobs", arguments=("--as-sacct",))
+    assert done.answers == ("loaded", "rc=0", "none")
+    assert "ready" not in done.log and "pre_suspend_s" not in done.log
+
+
+def test_a_plugin_behind_ours_in_the_list_is_pointed_out(layout: Layout) -> None:
+    line = "expected slurm_banking as the last of JobSubmitPlugins"
+    for plugins, said in (("lua,slurm_banking", False), ("slurm_banking,lua", True)):
+        done = layout.run(layout.load_job_submit, environment={"FAKE_JOB_SUBMIT_PLUGINS": plugins})
+        assert (line in done.log) is said
+
+
+def exported(path: object) -> set[str]:
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", str(path)], capture_output=True, text=True, check=True
+    ).stdout
+    return {line.split()[2] for line in listing.splitlines()}
+
+
+def test_the_plugins_export_what_slurm_looks_up_and_nothing_else(built: Built) -> None:
+    common = {"plugin_name", "plugin_type", "plugin_version"}
+    assert exported(built.job_submit) == common | {"init", "fini", "job_submit", "job_modify"}
+    assert exported(built.jobcomp) == common | {
+        *("init", "fini", "jobcomp_p_set_location", "jobcomp_p_log_record", "jobcomp_p_get_jobs")
+    }
+    assert exported(built.spank) == common | {"slurm_spank_job_prolog"}
+
+
+def needed(path: object) -> str:
+    return subprocess.run(
+        ["readelf", "-d", str(path)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_plugins_stay_mapped_and_do_nothing_when_the_process_ends(built: Built) -> None:
+    for path in (built.job_submit, built.jobcomp, built.spank):
+        assert "NODELETE" in needed(path)
+        # the compiler's own frame_dummy alone: nothing of ours in constructors
+        sizes = re.findall(r"\((?:INIT|FINI)_ARRAYSZ\)\s+(\d+)", needed(path))
+        assert sizes == ["8", "8"]
+
+
+def test_everything_the_plugins_want_is_exported_by_slurmctld(built: Built) -> None:
+    provided = set()
+    slurmctld = "/usr/sbin/slurmctld"
+    libraries = subprocess.run(
+        ["ldd", slurmctld, str(built.job_submit)], capture_output=True, text=True, check=True
+    ).stdout
+    for path in {slurmctld, *re.findall(r"=> (/\S+)", libraries)}:
+        provided |= {name.split("@")[0] for name in exported(path)}
+    for plugin in (built.job_submit, built.jobcomp):
+        listing = subprocess.run(
+            ["nm", "-D", "--undefined-only", str(plugin)], capture_output=True, text=True, check=True
+        ).stdout
+        wanted = {
+            line.split()[-1].split("@")[0] for line in listing.splitlines() if line.split()[0] != "w"
+        }
+        assert wanted - provided == set()

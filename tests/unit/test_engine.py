@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The engine as slurmctld runs it, without Slurm: verdicts, messages, liens, ends, and what happens when things are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm_banking.boundary.asker import Asker
+from slurm_banking.boundary.engine import Engine
+from slurm_banking.errors import ConfigError, RelayUnavailable
+from slurm_banking.ledger import Ledger
+from slurm_banking.records import (
+    UNLIMITED,
+    FundsKind,
+    JobUpdate,
+    Outcome,
+    Reason,
+)
+from tests.builders import SUBMITTED, a_partition, a_run, a_submission, funds_of
+
+CONFIG = """
+[PartitionPrice]
+main = 1
+dear = 3
+[API]
+url = "http://127.0.0.1:1/api"
+[Policy]
+mode = "{mode}"
+contact = "Ask help@example.org."
+{policy}
+[Ledger]
+state_dir = "{state}"
+[Relay]
+start = "none"
+socket = "{state}/relay.sock"
+"""
+
+
+class Site:
+    """An engine over a real configuration file and a real ledger; what the relay would do is done by `relay`."""
+
+    def __init__(self, directory: Path, mode: str = "strict-allocation", policy: str = "") -> None:
+        self.state = directory / "state"
+        self.state.mkdir(mode=0o700)
+        self.path = directory / "bank-config.toml"
+        self.configure(mode, policy)
+        self.lines: list[str] = []
+        self.asked: list[dict[str, Any]] = []
+        self.relay: Callable[[dict[str, Any]], dict[str, Any]] = self.nobody
+        self.engine = Engine(
+            config_path=str(self.path),
+            cluster="c",
+            slurm_user_id=os.geteuid(),
+            log=lambda level, line: self.lines.append(line),
+            asker=Asker(os.geteuid(), ask_relay=self.ask),
+        )
+        self.ledger = Ledger(str(self.state), "c")
+
+    def configure(self, mode: str = "strict-allocation", policy: str = "") -> None:
+        self.path.write_text(CONFIG.format(mode=mode, policy=policy, state=self.state))
+
+    def nobody(self, request: dict[str, Any]) -> dict[str, Any]:
+        raise RelayUnavailable("nobody")
+
+    def ask(self, path: str, request: dict[str, Any], deadline_s: float, **rest: Any) -> Any:
+        self.asked.append(request)
+        return self.relay(request)
+
+    def give(self, csu: int, *, user_csu: int | None = None, complete: bool = True) -> None:
+        now = int(time.time())
+        with self.ledger.transaction() as tx:
+            tx.put_funds(funds_of("fc_alpha", csu, read_at=now))
+            tx.put_funds(
+                funds_of("fc_alpha", csu if user_csu is None else user_csu, user_id=1001, read_at=now)
+            )
+            tx.set_meta("complete", "1" if complete else "0")
+
+    def liens(self) -> list[Any]:
+        with self.ledger.transaction() as tx:
+            return list(tx.open_liens())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    tmp_path.chmod(0o755)
+    made = Site(tmp_path)
+    made.give(1_000)
+    return made
+
+
+def test_accepted_tells_the_estimate_and_what_is_left(site: Site) -> None:
+    verdict = site.engine.submit(a_submission(time_limit_min=90))
+    assert verdict.outcome is Outcome.ACCEPTED
+    assert verdict.message == (
+        "this job could cost up to 1.50 SU (main, 1 CPU, 01:30:00); fc_alpha has 8.50 SU left beside it."
+    )
+    (lien,) = site.liens()
+    assert (lien.state, lien.amount_csu) == ("unconfirmed", 150)
+    assert f"slurm_banking={lien.lien_id}:150:" in verdict.token
+
+
+def test_refused_with_numbers_what_would_fit_and_where_to_look(site: Site) -> None:
+    site.engine.submit(a_submission(time_limit_min=480))
+    verdict = site.engine.submit(a_submission(time_limit_min=180))
+    assert verdict.outcome is Outcome.REFUSED and verdict.reason is Reason.INSUFFICIENT_FUNDS
+    assert verdict.message == (
+        "fc_alpha has 2.00 SU available; this job could cost up to 3.00 SU (main, 1 CPU, 03:00:00).\n"
+        "8.00 SU are set aside in fc_alpha for 1 queued job and 0 running jobs. "
+        "It would fit with --time=02:00:00 or less.\n"
+        "See: slurm-banking balance fc_alpha\n"
+        "Ask help@example.org."
+    )
+    assert len(site.liens()) == 1
+
+
+def test_an_array_is_refused_with_how_many_tasks_would_fit(site: Site) -> None:
+    verdict = site.engine.submit(a_submission(array_inx="1-100", time_limit_min=20))
+    assert verdict.outcome is Outcome.REFUSED
+    assert "29 of its 100 tasks" in verdict.message
+
+
+def test_the_users_share_is_checked_inside_the_account(site: Site) -> None:
+    site.give(1_000, user_csu=50)
+    verdict = site.engine.submit(a_submission())
+    assert verdict.reason is Reason.INSUFFICIENT_USER_FUNDS
+    assert "your share of fc_alpha has 0.50 SU available" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        (dict(account=None), Reason.NO_ACCOUNT, "use --account"),
+        (dict(associated=False), Reason.NOT_ASSOCIATED, "may not use account fc_alpha"),
+        (dict(partitions=(a_partition(name="other"),)), Reason.UNPRICED_PARTITION, "'other' has no price"),
+        (dict(array_inx="1-x"), Reason.MALFORMED, ""),
+        (
+            dict(time_limit_min=None, partitions=(a_partition(default_time_min=None, max_time_min=UNLIMITED),)),
+            Reason.UNLIMITED_TIME,
+            "--time=",
+        ),
+    ],
+)  # fmt: skip
+def test_each_refusal_has_its_own_reason_and_writes_nothing(
+    site: Site, changes: dict[str, Any], reason: Reason, words: str
+) -> None:
+    verdict = site.engine.submit(a_submission(**changes))
+    assert verdict.outcome is Outcome.REFUSED and verdict.reason is reason
+    assert words in verdict.message and not site.liens()
+
+
+@pytest.mark.parametrize("reason", [Reason.UNKNOWN_ACCOUNT, Reason.UNKNOWN_USER, Reason.NO_ALLOCATION])
+def test_what_the_bank_does_not_know_is_a_refusal_of_its_own(site: Site, reason: Reason) -> None:
+    now = int(time.time())
+    user_id = 1001 if reason is Reason.UNKNOWN_USER else None
+    with site.ledger.transaction() as tx:
+        tx.put_funds(funds_of("fc_alpha", 0, user_id=user_id, reason=reason, read_at=now))
+    verdict = site.engine.submit(a_submission())
+    assert verdict.outcome is Outcome.REFUSED and verdict.reason is reason and not site.liens()
+
+
+def test_log_mode_decides_and_refuses_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, policy='enforce = "log"')
+    site.give(10)
+    verdict = site.engine.submit(a_submission())
+    assert verdict.outcome is Outcome.ACCEPTED
+    assert "would be refused: insufficient_funds" in verdict.message
+    assert "reason=insufficient_funds" in site.lines[-1]
+    assert len(site.liens()) == 1
+    assert site.engine.submit(a_submission(associated=False)).outcome is not Outcome.REFUSED
+
+
+@pytest.mark.parametrize("policy", ['exempt_users = ["alice"]', 'exempt_users = ["1001"]', 'exempt_accounts = ["fc_alpha"]', 'exempt_qos = ["normal"]'])  # fmt: skip
+def test_exempt_is_accepted_and_not_banked(tmp_path: Path, policy: str) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, policy=policy)
+    site.give(0)
+    assert site.engine.submit(a_submission()).reason is Reason.EXEMPT
+    site.engine.run_ended(a_run())
+    with site.ledger.transaction() as tx:
+        assert not tx.open_liens() and not tx.runs_by_job(7)
+
+
+def test_an_exception_accepts_what_does_not_fit_and_says_why(site: Site) -> None:
+    site.give(10)
+    with site.ledger.transaction() as tx:
+        tx.allow(user_id=1001, job_id=None, until=int(time.time()) + 60, reason="deadline", actor="root")
+    verdict = site.engine.submit(a_submission())
+    assert verdict.reason is Reason.ALLOWED and "deadline" in verdict.message
+    assert len(site.liens()) == 1
+
+
+@pytest.mark.parametrize(("undecided", "outcome"), [("accept", Outcome.UNDECIDED), ("reject", Outcome.REFUSED)])  # fmt: skip
+def test_unknown_funds_and_no_relay_is_what_undecided_says(
+    tmp_path: Path, undecided: str, outcome: Outcome
+) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, policy=f'undecided = "{undecided}"')
+    with site.ledger.transaction() as tx:
+        tx.set_meta("complete", "1")
+    verdict = site.engine.submit(a_submission())
+    assert verdict.outcome is outcome and verdict.reason is Reason.FUNDS_UNKNOWN
+    assert len(site.liens()) == (1 if undecided == "accept" else 0)
+
+
+def test_the_relay_is_asked_before_a_refusal_on_old_funds(site: Site) -> None:
+    with site.ledger.transaction() as tx:
+        tx.put_funds(funds_of("fc_alpha", 10, read_at=1))
+
+    def relay(request: dict[str, Any]) -> dict[str, Any]:
+        assert request["op"] == "funds" and request["account"] == "fc_alpha"
+        site.give(1_000)
+        return {"ok": True}
+
+    site.relay = relay
+    assert site.engine.submit(a_submission()).outcome is Outcome.ACCEPTED
+    assert len(site.asked) == 1
+
+
+def test_nobody_is_asked_when_the_funds_are_fresh(site: Site) -> None:
+    site.give(10)
+    assert site.engine.submit(a_submission()).outcome is Outcome.REFUSED
+    assert site.asked == []
+
+
+def test_after_the_first_few_unanswered_questions_no_more_are_asked(site: Site) -> None:
+    with site.ledger.transaction() as tx:
+        tx.put_funds(funds_of("fc_alpha", 10, read_at=1))
+    for _ in range(20):
+        assert site.engine.submit(a_submission()).outcome is Outcome.REFUSED
+    assert len(site.asked) <= 3
+
+
+def test_nothing_is_asked_while_the_relay_says_that_the_bank_is_away(site: Site) -> None:
+    with site.ledger.transaction() as tx:
+        tx.put_funds(funds_of("fc_alpha", 10, read_at=1))
+    site.relay = lambda request: {"ok": True, "away": True, "until": time.time() + 30}
+    for _ in range(5):
+        site.engine.submit(a_submission())
+    assert len(site.asked) == 1
+
+
+def test_an_incomplete_ledger_does_not_refuse_or_accept_by_accident(site: Site) -> None:
+    site.give(10, complete=False)
+    verdict = site.engine.submit(a_submission())
+    assert verdict.outcome is Outcome.UNDECIDED and verdict.reason is Reason.LEDGER_UNAVAILABLE
+    assert len(site.liens()) == 1
+
+
+@pytest.mark.parametrize(("mode", "counted"), [("strict-allocation", 100), ("fast-allocation", 0), ("notional-charging", 0), ("usage-tracking", 0)])  # fmt: skip
+def test_only_strict_allocation_sets_aside_for_queued_jobs(
+    tmp_path: Path, mode: str, counted: int
+) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, mode=mode)
+    site.give(1_000)
+    site.engine.submit(a_submission())
+    with site.ledger.transaction() as tx:
+        assert tx.funds_view("fc_alpha", 1001).available_csu == 1_000 - counted
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [("fast-allocation", Outcome.REFUSED), ("notional-charging", Outcome.ACCEPTED), ("usage-tracking", Outcome.ACCEPTED)])  # fmt: skip
+def test_the_other_modes_refuse_or_not(tmp_path: Path, mode: str, outcome: Outcome) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, mode=mode)
+    site.give(10)
+    assert site.engine.submit(a_submission()).outcome is outcome
+
+
+def test_unlimited_and_not_banked_accounts_are_accepted(site: Site) -> None:
+    for kind, reason in ((FundsKind.UNLIMITED, Reason.UNLIMITED_FUNDS), (FundsKind.NOT_BANKED, Reason.NOT_BANKED)):  # fmt: skip
+        with site.ledger.transaction() as tx:
+            for user_id in (None, 1001):
+                tx.put_funds(funds_of("fc_alpha", 0, user_id=user_id, kind=kind, remaining_csu=None, limit_csu=None))  # fmt: skip
+        assert site.engine.submit(a_submission()).reason is reason
+
+
+def test_a_ledger_that_cannot_be_opened_is_undecided_and_told_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path)
+    site.state.chmod(0o755)
+    other = tmp_path / "elsewhere"
+    site.path.write_text(site.path.read_text().replace(f'state_dir = "{site.state}"', f'state_dir = "{other}"'))  # fmt: skip
+    site.engine.reloader._checked_at = None
+    for _ in range(3):
+        verdict = site.engine.submit(a_submission())
+        assert verdict.outcome is Outcome.UNDECIDED
+        assert verdict.reason is Reason.LEDGER_UNAVAILABLE
+    told = [line for line in site.lines if "ledger_unavailable problem=" in line]
+    assert len(told) == 1 and str(other) in told[0]
+
+
+def test_an_end_that_cannot_be_written_leaves_a_rescan_mark(site: Site) -> None:
+    with site.ledger.transaction():
+        site.engine.run_ended(a_run())
+    (line,) = (site.state / "rescan").read_text().splitlines()
+    assert json.loads(line)["job_id"] == 7
+    assert (site.state / "rescan").stat().st_mode & 0o077 == 0
+
+
+def test_a_broken_configuration_keeps_the_last_good_one_and_is_told_once(site: Site) -> None:
+    site.path.write_text("[Policy\n")
+    for _ in range(3):
+        site.engine.reloader._checked_at = None
+        assert site.engine.submit(a_submission()).outcome is Outcome.ACCEPTED
+    told = [line for line in site.lines if line.startswith("config_rejected")]
+    assert len(told) == 1 and str(site.path) in told[0]
+
+
+def test_a_configuration_that_was_never_good_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bank-config.toml"):
+        Engine(config_path=str(tmp_path / "bank-config.toml"), cluster="c", slurm_user_id=0, log=lambda level, line: None)  # fmt: skip
+
+
+def an_update(lien_job: int = 7, **changes: Any) -> JobUpdate:
+    running = changes.pop("running", False)
+    return JobUpdate(
+        wanted=a_submission(**changes), job_id=lien_job, submit_time=SUBMITTED, running=running, total_cpus=1
+    )
+
+
+def confirm(site: Site, job_id: int = 7) -> None:
+    with site.ledger.transaction() as tx:
+        lien = tx.open_liens()[0]
+        tx.confirm(
+            lien, job_id=job_id, submit_time=SUBMITTED, restart_count=0, tasks_left=1, per_task_csu=lien.per_task_csu,
+            inputs=lien.inputs, seen_inputs={}, keep_proposal=False, actor="test", reason="seen",
+        )  # fmt: skip
+
+
+def test_an_update_that_costs_more_is_set_aside_at_once_and_a_cheaper_one_changes_nothing(site: Site) -> None:
+    site.engine.submit(a_submission(time_limit_min=60))
+    confirm(site)
+    assert site.engine.update(an_update(time_limit_min=300)).outcome is Outcome.ACCEPTED
+    assert site.liens()[0].amount_csu == 500
+    assert site.engine.update(an_update(time_limit_min=1)).outcome is Outcome.ACCEPTED
+    assert site.liens()[0].amount_csu == 500
+
+
+def test_an_update_that_does_not_fit_is_refused_and_changes_nothing(site: Site) -> None:
+    site.engine.submit(a_submission(time_limit_min=60))
+    confirm(site)
+    verdict = site.engine.update(an_update(time_limit_min=1_000))
+    assert verdict.outcome is Outcome.REFUSED
+    assert site.liens()[0].amount_csu == 100
+
+
+def test_an_update_to_another_account_opens_a_lien_there_and_keeps_the_old_one(site: Site) -> None:
+    now = int(time.time())
+    with site.ledger.transaction() as tx:
+        tx.put_funds(funds_of("fc_beta", 1_000, read_at=now))
+        tx.put_funds(funds_of("fc_beta", 1_000, user_id=1001, read_at=now))
+    site.engine.submit(a_submission())
+    confirm(site)
+    assert site.engine.update(an_update(account="fc_beta")).outcome is Outcome.ACCEPTED
+    assert sorted((lien.account, lien.amount_csu) for lien in site.liens()) == [("fc_alpha", 100), ("fc_beta", 100)]  # fmt: skip
+    # the job runs in the new account: the old lien ends with it
+    site.engine.run_ended(a_run(account="fc_beta", elapsed_s=1800))
+    assert site.liens() == []
+
+
+def test_an_update_of_a_running_job_raises_its_share(site: Site) -> None:
+    site.engine.submit(a_submission())
+    confirm(site)
+    with site.ledger.transaction() as tx:
+        tx.start_run(a_run(state="RUNNING", end_time=None), share_csu=1, inputs={}, actor="test")
+    assert site.engine.update(an_update(time_limit_min=300, running=True)).outcome is Outcome.ACCEPTED
+    with site.ledger.transaction() as tx:
+        assert tx.running_runs()[0].ledger_csu == 500
+        assert tx.funds_view("fc_alpha", 1001).available_csu == 500
+
+
+def test_the_life_of_a_job_charges_what_was_used(site: Site) -> None:
+    verdict = site.engine.submit(a_submission())
+    site.engine.run_ended(a_run(elapsed_s=1800, admin_comment=verdict.token))
+    with site.ledger.transaction() as tx:
+        assert tx.funds_view("fc_alpha", 1001).available_csu == 950
+        (run,) = tx.runs_by_job(7)
+        assert run.charge_csu == 50 and run.inputs["price_su"] == "1"
+    assert "charge_su=0.50" in site.lines[-1]
+
+
+def test_the_charge_is_at_the_price_in_force_when_the_run_started(site: Site) -> None:
+    site.engine.submit(a_submission())
+    before = int(time.time()) - 10
+    time.sleep(0.01)
+    site.path.write_text(site.path.read_text().replace("main = 1", "main = 2"))
+    site.engine.reloader._checked_at = None
+    site.engine.run_ended(a_run(elapsed_s=3600, start_time=before))
+    site.engine.run_ended(a_run(job_id=8, elapsed_s=3600, start_time=int(time.time()) + 5))
+    with site.ledger.transaction() as tx:
+        assert [run.charge_csu for run in (*tx.runs_by_job(7), *tx.runs_by_job(8))] == [100, 200]
+
+
+def test_log_lines_are_one_line_whatever_a_user_wrote(site: Site) -> None:
+    site.engine.submit(a_submission(account='x y="\n=z'))
+    assert "\n" not in site.lines[-1] and "account=x?y?" in site.lines[-1]
