@@ -68,7 +68,9 @@ def emit(name: str, output: Path) -> None:
     ffi.cdef("void banking_log(int level, const char *line);")
     ffi.embedding_api("\n".join(ENTRY_POINTS[name]))
     ffi.embedding_init_code("")
-    ffi.set_source(name, '#include "banking.h"\nextern void banking_log(int level, const char *line);')
+    ffi.set_source(
+        name, '#include "banking.h"\nextern void banking_log(int level, const char *line);'
+    )
     ffi.emit_c_code(str(output))
     with output.open("a", encoding="utf-8") as stream:
         stream.write(ATTACH)

@@ -345,7 +345,7 @@ static void overlay_details(const job_desc_msg_t *job_desc, const struct job_det
 	wanted->min_nodes = at_least_required_nodes(OVERLAY(job_desc->min_nodes, NO_VAL, details->min_nodes),
 						    job_desc->req_nodes ? job_desc->req_nodes : details->req_nodes);
 	wanted->max_nodes = OVERLAY(job_desc->max_nodes, NO_VAL, UNSET_IF_ZERO(details->max_nodes, NO_VAL));
-	wanted->num_tasks = OVERLAY(job_desc->num_tasks, NO_VAL, details->num_tasks);
+	wanted->num_tasks = OVERLAY(job_desc->num_tasks, NO_VAL, UNSET_IF_ZERO(details->num_tasks, NO_VAL));
 	wanted->cpus_per_task = OVERLAY(job_desc->cpus_per_task, NO_VAL16, details->cpus_per_task);
 	wanted->ntasks_per_node = OVERLAY(job_desc->ntasks_per_node, NO_VAL16, UNSET_IF_ZERO(details->ntasks_per_node, NO_VAL16));
 	wanted->ntasks_per_tres = OVERLAY(job_desc->ntasks_per_tres, NO_VAL16, UNSET_IF_ZERO(details->ntasks_per_tres, NO_VAL16));

@@ -12,7 +12,7 @@ import time
 from typing import Any, Callable, Optional
 
 from slurm_banking.boundary import convert
-from slurm_banking.boundary.engine import ERROR, INFO, Engine
+from slurm_banking.boundary.engine import DEBUG, ERROR, INFO, Engine
 from slurm_banking.boundary.starter import start_relay
 from slurm_banking.config import Config
 from slurm_banking.errors import BankingError
@@ -76,6 +76,8 @@ def attach(ffi: Any, lib: Any) -> None:
             problem = start_relay(config)
             if problem is not None:
                 log(ERROR, problem)
+        # For whoever audits what slurmctld carries: its log at debug level names it.
+        log(DEBUG, f"modules {','.join(sorted(sys.modules))}")
         log(
             INFO,
             f"ready plugin={plugin} mode={config.policy.mode.value} enforce={config.policy.enforce} "
@@ -133,7 +135,3 @@ def _where(error: BaseException) -> str:
         return "?"
     return f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
 
-
-def loaded_modules() -> str:
-    """Names in sys.modules: what slurmctld ends up importing (a test reads it)."""
-    return ",".join(sorted(sys.modules))

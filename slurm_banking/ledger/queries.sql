@@ -132,6 +132,10 @@ DELETE FROM outbox WHERE run_id = ? AND phase = ?;
 SELECT outbox.seq AS outbox_seq, outbox.phase AS outbox_phase, outbox.created_us AS outbox_created_us, runs.*
 FROM outbox JOIN runs USING (run_id) WHERE outbox.seq > ? ORDER BY outbox.seq LIMIT ?;
 
+-- name: delivery_of
+SELECT outbox.seq AS outbox_seq, outbox.phase AS outbox_phase, outbox.created_us AS outbox_created_us, runs.*
+FROM outbox JOIN runs USING (run_id) WHERE outbox.run_id = ? ORDER BY outbox.seq LIMIT 1;
+
 -- name: count_outbox
 SELECT COUNT(*) AS waiting, MIN(created_us) AS oldest_us FROM outbox;
 
@@ -148,6 +152,14 @@ SELECT * FROM runs WHERE parked IS NOT NULL ORDER BY run_id;
 -- name: settle_period
 UPDATE runs SET period = CASE WHEN start_time >= :start_time THEN :allocation ELSE 'before ' || :allocation END
 WHERE account = :account AND period = '' AND start_time IS NOT NULL;
+
+-- name: renew_period
+UPDATE runs SET period = :allocation
+WHERE account = :account AND (end_time IS NULL OR end_time >= :start_time) AND start_time >= :start_time
+	AND period NOT IN ('', :allocation);
+
+-- name: forget_other_periods
+DELETE FROM funds WHERE account = :account AND user_id != -1 AND allocation != :allocation;
 
 -- name: insert_exception
 INSERT INTO exceptions (user_id, job_id, until, reason, actor, created_us) VALUES (?, ?, ?, ?, ?, ?);

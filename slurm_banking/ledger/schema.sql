@@ -112,6 +112,7 @@ CREATE TABLE runs (
 CREATE INDEX runs_running ON runs (job_id) WHERE state = 'running';
 CREATE INDEX runs_by_array ON runs (array_job_id) WHERE array_job_id IS NOT NULL;
 CREATE INDEX runs_by_account ON runs (account, end_time);
+CREATE INDEX runs_of_no_period ON runs (account) WHERE period = '';
 CREATE INDEX runs_open_by_account ON runs (account, user_id) WHERE state = 'running';
 
 -- What the bank has not acknowledged. Retry counts and times are the relay's and live in its own file.

@@ -126,7 +126,12 @@ class Transaction:
         return found.get(WHOLE_ACCOUNT), found.get(user_id)
 
     def put_funds(self, funds: Funds) -> None:
-        """Replace what the bank says. Only while no delivery for the account is in flight or unresolved."""
+        """Replace what the bank says. Only while no delivery for the account is in flight or unresolved.
+
+        When an account's allocation period changes, runs that started in the new one move to it, and what was said of
+        users in the old one is forgotten.
+        """
+        before = self.funds(funds.account, WHOLE_ACCOUNT)[0] if funds.user_id is None else None
         self._run(
             "put_funds",
             (
@@ -143,14 +148,15 @@ class Transaction:
             ),
         )
         if funds.user_id is None and funds.allocation and funds.start_time is not None:
-            self._run(
-                "settle_period",
-                {
-                    "account": funds.account,
-                    "allocation": funds.allocation,
-                    "start_time": funds.start_time,
-                },
-            )
+            period = {
+                "account": funds.account,
+                "allocation": funds.allocation,
+                "start_time": funds.start_time,
+            }
+            self._run("settle_period", period)
+            if before is not None and before.allocation != funds.allocation:
+                self._run("renew_period", period)
+                self._run("forget_other_periods", period)
 
     def funds_view(self, account: str, user_id: int) -> FundsView:
         """What a verdict is based on."""
@@ -876,15 +882,12 @@ class Transaction:
 
     def next_deliveries(self, after_seq: int = 0, limit: int = 100) -> Sequence[Delivery]:
         """What the bank has not acknowledged, oldest first."""
-        return [
-            Delivery(
-                seq=row["outbox_seq"],
-                phase=row["outbox_phase"],
-                created_us=row["outbox_created_us"],
-                run=_ledger_run(row),
-            )
-            for row in self._rows("next_deliveries", (after_seq, limit))
-        ]
+        return [_delivery(row) for row in self._rows("next_deliveries", (after_seq, limit))]
+
+    def delivery_of(self, run_id: int) -> Optional[Delivery]:
+        """What waits for one run: its start, or its end (which supersedes the start)."""
+        row = self._row("delivery_of", (run_id,))
+        return None if row is None else _delivery(row)
 
     def outbox_size(self) -> Tuple[int, Optional[int]]:
         """How many deliveries wait, and since when the oldest does (unix microseconds)."""
@@ -1078,6 +1081,15 @@ def _lien(row: Mapping[str, Any]) -> Lien:
     values["proposed_inputs"] = load_json(values["proposed_inputs"])
     values["seen_inputs"] = load_json(values["seen_inputs"])
     return Lien(**values)
+
+
+def _delivery(row: Mapping[str, Any]) -> Delivery:
+    return Delivery(
+        seq=row["outbox_seq"],
+        phase=row["outbox_phase"],
+        created_us=row["outbox_created_us"],
+        run=_ledger_run(row),
+    )
 
 
 def _ledger_run(row: Mapping[str, Any]) -> LedgerRun:

@@ -259,7 +259,8 @@ def _read_line(connection: socket.socket, until: float) -> Optional[bytes]:
             _say_quickly(
                 connection,
                 protocol.failure(
-                    "bad_request", f"expected one line of at most {protocol.MAX_REQUEST_BYTES} bytes"
+                    "bad_request",
+                    f"expected one line of at most {protocol.MAX_REQUEST_BYTES} bytes",
                 ),
             )
             return None

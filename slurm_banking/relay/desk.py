@@ -87,7 +87,7 @@ class FundsDesk:
         if away_until is not None and away_until > time.time():
             return _away(away_until)
         read_at = self._read_at(account, user_id)
-        reply = {
+        reply: Dict[str, Any] = {
             "ok": True,
             "away": False,
             "fresh": flight.problem is None and time.time() - read_at <= max(max_age_s, 1) + 1,
@@ -104,7 +104,9 @@ class FundsDesk:
             flight.problem = str(error)
         except BankingError as error:
             flight.problem = str(error)
-            log.warning("funds_refresh_failed account=%s user=%d problem=%s", account, user_id, error)
+            log.warning(
+                "funds_refresh_failed account=%s user=%d problem=%s", account, user_id, error
+            )
         except Exception:
             flight.problem = "internal error"
             log.exception("funds_refresh_failed account=%s user=%d", account, user_id)

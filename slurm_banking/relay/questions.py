@@ -176,7 +176,10 @@ class Questions:
         name = self._names.name(uid)
         admins = self._parts.config().relay.admin_users
         return Caller(
-            uid=uid, name=name, owner=False, admin=(name != "" and name in admins) or str(uid) in admins
+            uid=uid,
+            name=name,
+            owner=False,
+            admin=(name != "" and name in admins) or str(uid) in admins,
         )
 
     # -- who may see what -----------------------------------------------------------------------------------------
@@ -319,7 +322,16 @@ class Questions:
             only_user = self._user(caller, request, account)
         rows: List[Dict[str, Any]] = []
         sums = dict.fromkeys(
-            ("charges", "charged_csu", "adjustments", "adjusted_csu", "shown", "hidden", "hidden_csu"), 0
+            (
+                "charges",
+                "charged_csu",
+                "adjustments",
+                "adjusted_csu",
+                "shown",
+                "hidden",
+                "hidden_csu",
+            ),
+            0,
         )
         after: Optional[int] = 0
         deadline = time.monotonic() + _SWEEP_BUDGET_S
@@ -638,9 +650,7 @@ def _opening(
     start = balance["allocation_start"]
     if start is not None and since < start:
         return {"opening_csu": None, "closing_csu": None}
-    closing = (
-        balance["remaining_csu"] - balance["undelivered_csu"] + balance["running_at_bank_csu"]
-    )
+    closing = balance["remaining_csu"] - balance["undelivered_csu"] + balance["running_at_bank_csu"]
     spent = sums["charged_csu"] + sums["adjusted_csu"]
     return {"opening_csu": closing + spent, "closing_csu": closing}
 
@@ -758,7 +768,8 @@ def _story(
         told = [
             entry
             for entry in told
-            if entry.job_id in own or (entry.kind not in _OF_A_RUN and entry.job_id in (None, job_id))
+            if entry.job_id in own
+            or (entry.kind not in _OF_A_RUN and entry.job_id in (None, job_id))
         ]
         if not runs:
             told = [entry for entry in told if entry.kind not in _OF_A_RUN]

@@ -67,7 +67,7 @@ def submission(
     """
     numbers: Dict[str, Any] = dict.fromkeys(NUMBERS)
     texts: Dict[str, str] = dict.fromkeys(TEXTS, "")
-    flags = dict.fromkeys(FLAGS, False)
+    flags: Dict[str, Any] = dict.fromkeys(FLAGS, False)
     for key, value in options.items():
         if value is None:
             continue

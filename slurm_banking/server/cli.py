@@ -78,9 +78,7 @@ def _run(args: argparse.Namespace) -> int:
             from django.core.exceptions import ImproperlyConfigured
             from django.db import DatabaseError, InterfaceError
         except ImportError as error:
-            raise BankingError(
-                f"{error}; the bank needs the packages of slurm-banking[server]"
-            ) from None
+            raise _cannot_import(error) from None
         try:
             django.setup()
             if command not in (_serve, _migrate):
@@ -89,11 +87,20 @@ def _run(args: argparse.Namespace) -> int:
                 migrate_if_needed(options.data_dir)
             return command(args, options)
         except (ImproperlyConfigured, ImportError) as error:
-            raise BankingError(
-                f"{_first_line(error)}; the bank needs the packages of slurm-banking[server]"
-            ) from None
+            raise _cannot_import(error) from None
         except (DatabaseError, InterfaceError) as error:
             raise BankingError(f"database {options.database_label}: {_first_line(error)}") from None
+
+
+def _cannot_import(error: Exception) -> BankingError:
+    uid = os.geteuid()
+    if uid != 0 and not os.access(os.__file__, os.R_OK, effective_ids=True):
+        return BankingError(
+            f"{_first_line(error)}; UID {uid}, who owns the data directory, cannot read {os.__file__}"
+        )
+    return BankingError(
+        f"{_first_line(error)}; the bank needs the packages of slurm-banking[server]"
+    )
 
 
 # -- the parser -------------------------------------------------------------------------------------------------------

@@ -347,8 +347,8 @@ def _store_job(values: Mapping[str, Any], actor: str, *, update: bool) -> Job:
         if job_id is None:
             try:
                 job.save(force_insert=True)
-            except IntegrityError:
-                raise _Raced from None
+            except IntegrityError as error:
+                raise _Raced from error
         elif changed or moves:
             job.save(force_update=True)
         _append_moves(job, moves, "job", actor)

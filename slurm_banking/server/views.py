@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 from django.conf import settings
 from django.contrib.auth import authenticate
+from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.db.models import Count, F, FloatField, QuerySet, Sum
 from django.db.models.functions import Coalesce
@@ -59,6 +60,8 @@ def answer_for_exception(exc: Exception, context: dict[str, Any]) -> Response:
     response: Optional[Response] = exception_handler(exc, context)
     if response is not None:
         return response
+    if isinstance(exc, SuspiciousOperation):  # Such as a Host header that cannot be one.
+        return Response({"detail": "Bad request."}, 400)
     if isinstance(exc, (OperationalError, InterfaceError)):
         log.error("database_unavailable reason=%s", str(exc).strip().splitlines()[:1])
         return Response(

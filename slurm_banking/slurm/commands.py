@@ -78,7 +78,7 @@ def run(
             if pipe is not None:
                 pipe.close()
     if status != 0:
-        raise SlurmUnavailable(f"{name}: {_last_line(errors) or f'status {status}'}")
+        raise SlurmUnavailable(f"{name}: {_last_words(errors, name) or f'status {status}'}")
     return output.decode("utf-8", "replace")
 
 
@@ -110,10 +110,10 @@ def _read(
     return [bytes(kept) for kept in received]
 
 
-def _last_line(errors: bytes) -> str:
+def _last_words(errors: bytes, name: str) -> str:
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines()]
     lines = [line for line in lines if line]
-    return lines[-1][:300] if lines else ""
+    return lines[-1].split(f"{name}: ", 1)[-1][:300] if lines else ""
 
 
 def parse_time(text: str) -> Optional[int]:

@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
     if os.geteuid() != 0:
         for item in items:
             if HERE in Path(item.fspath).parents:
-                item.add_marker(pytest.mark.skip(reason="needs root: import directories must be root's"))
+                item.add_marker(
+                    pytest.mark.skip(reason="needs root: import directories must be root's")
+                )
 
 
 @dataclass(frozen=True)

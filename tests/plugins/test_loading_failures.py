@@ -176,7 +176,9 @@ def transcript(layout: Layout, aborts: bool) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_way_that_loading_fails_has_its_line_and_its_outcome(case: str, layout: Layout) -> None:
+def test_each_way_that_loading_fails_has_its_line_and_its_outcome(
+    case: str, layout: Layout
+) -> None:
     CASES[case](layout)
     try:
         found = transcript(layout, aborts=case == "on_plugin_error_abort")

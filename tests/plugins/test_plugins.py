@@ -145,7 +145,9 @@ def test_an_accepted_job_gets_its_message_and_its_token(layout: Layout) -> None:
 
 
 def test_a_token_is_appended_to_what_an_administrator_wrote(layout: Layout) -> None:
-    assert layout.submit("name=token admin_comment=keep%20this").admin_comment == "keep this;" + TOKEN
+    assert (
+        layout.submit("name=token admin_comment=keep%20this").admin_comment == "keep this;" + TOKEN
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,10 @@ def test_a_token_is_appended_to_what_an_administrator_wrote(layout: Layout) -> N
         (f"a;{TOKEN};b", "a;b"),
         (f"a {TOKEN} b", "a  b"),
         (f"{TOKEN};{TOKEN}", ""),
-        ("slurm_slurm_banking=1:2:3 banking=" + "ab" * 16 + ":1:v", "slurm_ banking=" + "ab" * 16 + ":1:v"),
+        (
+            "slurm_slurm_banking=1:2:3 banking=" + "ab" * 16 + ":1:v",
+            "slurm_ banking=" + "ab" * 16 + ":1:v",
+        ),
         ("slurm_slurm_banking=1:2:3;banking=" + "ab" * 16 + ":1:v", ""),
         ("slurm_banking=", "slurm_banking="),
         ("slurm_banking=see the manual", "slurm_banking=see the manual"),
@@ -188,7 +193,10 @@ def test_an_undecided_reply_is_not_accepted_when_errors_reject(layout: Layout) -
     layout.config.write_text("[Policy]\non_plugin_error = 'reject'\n")
     done = layout.run(layout.load_job_submit, "submit name=undecided")
     assert Submitted.of(done.answers[1]).rc == ACCOUNTING_POLICY
-    assert "submission_undecided outcome=refused unlogged_before=0 reason=the ledger is busy" in done.log
+    assert (
+        "submission_undecided outcome=refused unlogged_before=0 reason=the ledger is busy"
+        in done.log
+    )
 
 
 def test_undecided_jobs_do_not_flood_the_log(layout: Layout) -> None:
@@ -260,7 +268,9 @@ def test_an_update_is_what_the_job_would_become(layout: Layout) -> None:
 
 def test_an_update_to_another_account_checks_the_jobs_user(layout: Layout) -> None:
     assert updated(layout, "name=x", "account=bio")["wanted"]["associated"] == 1
-    assert updated(layout, "name=x user_id=1002", "uid=0 account=astro")["wanted"]["associated"] == 0
+    assert (
+        updated(layout, "name=x user_id=1002", "uid=0 account=astro")["wanted"]["associated"] == 0
+    )
 
 
 def test_an_update_of_an_array_counts_the_tasks_of_its_record(layout: Layout) -> None:
@@ -331,7 +341,12 @@ def test_a_run_that_ended_crosses_whole(layout: Layout) -> None:
 
 def test_a_run_without_nodes_has_none_of_an_earlier_runs_resources(layout: Layout) -> None:
     run = ended(layout, "name=x state=4 total_cpus=8 node_cnt=2 tres_fmt_alloc_str=cpu=8")
-    assert (run["nodes"], run["tres_alloc"], run["total_cpus"], run["node_count"]) == (None, None, 0, 0)
+    assert (run["nodes"], run["tres_alloc"], run["total_cpus"], run["node_count"]) == (
+        None,
+        None,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("flag", [1 << 10, 1 << 11, 1 << 12])
@@ -373,7 +388,12 @@ def test_both_plugins_share_one_interpreter(layout: Layout) -> None:
 
 def test_the_interpreter_is_isolated_and_imports_from_constants_alone(layout: Layout) -> None:
     facts = json.loads(layout.submit("name=interpreter").message)
-    assert facts["path"] == [str(layout.stdlib), str(layout.dynload), str(layout.lib), str(layout.cffi)]
+    assert facts["path"] == [
+        str(layout.stdlib),
+        str(layout.dynload),
+        str(layout.lib),
+        str(layout.cffi),
+    ]
     assert (facts["isolated"], facts["no_site"], facts["site"]) == (1, 1, False)
 
 
@@ -415,7 +435,12 @@ def test_unloading_and_loading_again_is_harmless(layout: Layout) -> None:
     done = layout.run(
         *[layout.load_job_submit, layout.load_jobcomp, "submit name=token"],
         *["unload job_submit", "unload jobcomp"] + [layout.load_jobcomp, layout.load_job_submit],
-        *["submit name=token", "unload job_submit", layout.load_job_submit, "submit name=interpreter"],
+        *[
+            "submit name=token",
+            "unload job_submit",
+            layout.load_job_submit,
+            "submit name=interpreter",
+        ],
     )
     assert Submitted.of(done.answers[7]).admin_comment == TOKEN
     facts = json.loads(Submitted.of(done.answers[10]).message)
@@ -497,9 +522,14 @@ def test_everything_the_plugins_want_is_exported_by_slurmctld(built: Built) -> N
         provided |= {name.split("@")[0] for name in exported(path)}
     for plugin in (built.job_submit, built.jobcomp):
         listing = subprocess.run(
-            ["nm", "-D", "--undefined-only", str(plugin)], capture_output=True, text=True, check=True
+            ["nm", "-D", "--undefined-only", str(plugin)],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         wanted = {
-            line.split()[-1].split("@")[0] for line in listing.splitlines() if line.split()[0] != "w"
+            line.split()[-1].split("@")[0]
+            for line in listing.splitlines()
+            if line.split()[0] != "w"
         }
         assert wanted - provided == set()

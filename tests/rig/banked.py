@@ -212,6 +212,12 @@ class BankedCluster(Cluster):
         self.bank("token", "create", "--scope", scope, "--name", path.name, "--file", str(path))
         shutil.chown(path, owner, owner)
 
+    def make_token_again(self, path: Path) -> None:
+        """Another relay token in place of one that was removed."""
+        name = f"{path.name}-{len(os.listdir(self.root))}-{os.urandom(4).hex()}"
+        self.bank("token", "create", "--scope", "relay", "--name", name, "--file", str(path))
+        shutil.chown(path, "slurm", "slurm")
+
     def start_bank(self) -> None:
         if "bank" in self._specs:
             self.start_daemon("bank")
@@ -364,8 +370,8 @@ class BankedCluster(Cluster):
         costs: dict[tuple[int, int], Decimal] = {}
         for line in result.stdout.splitlines():
             job, submit, start, end, partition, cpus, elapsed, state = line.split("|")
-            if not start.isdigit() or not end.isdigit() or int(cpus) == 0:
-                continue
+            if not start.isdigit() or not end.isdigit() or int(cpus) == 0 or not partition:
+                continue  # never started, or its start has not reached slurmdbd yet
             if state.split()[0] in ("RUNNING", "PENDING", "SUSPENDED"):
                 continue
             price = Decimal(self.prices.get(partition, "0"))
@@ -379,16 +385,12 @@ class BankedCluster(Cluster):
         """Until every ended run is charged and everything is delivered."""
 
         def settled() -> bool:
-            waiting = self.ledger_rows("SELECT COUNT(*) AS n FROM outbox")[0]["n"]
-            if waiting:
+            if self.ledger_rows("SELECT COUNT(*) AS n FROM outbox")[0]["n"]:
                 return False
-            ended = {
-                (row["job_id"], row["submit_time"])
-                for row in self.ledger_rows(
-                    "SELECT job_id, submit_time FROM runs WHERE state = 'ended'"
-                )
-            }
-            return set(self.sacct_costs()) <= ended
+            charged = self.ledger_rows(
+                "SELECT job_id, submit_time FROM runs WHERE state = 'ended' AND charge_csu IS NOT NULL"
+            )
+            return set(self.sacct_costs()) == {(row["job_id"], row["submit_time"]) for row in charged}
 
         wait_until(settled, timeout_s, "the outbox to be empty and every ended run charged", 0.3)
 

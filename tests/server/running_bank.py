@@ -11,16 +11,20 @@ import queue
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
+import psycopg
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,3 +280,18 @@ class RunningBank:
 
     def verified(self) -> bool:
         return self.try_shell("verify").status == 0
+
+
+@contextmanager
+def database_of(bank: RunningBank) -> Iterator[Any]:
+    """A connection past the bank's code, in autocommit."""
+    if bank.database_url is None:
+        connection: Any = sqlite3.connect(
+            bank.data / "bank.sqlite3", timeout=20, isolation_level=None
+        )
+    else:
+        connection = psycopg.connect(bank.database_url, autocommit=True)
+    try:
+        yield connection
+    finally:
+        connection.close()

@@ -356,6 +356,8 @@ def test_list_has_pages_of_100_and_totals_over_all_of_them(bank: RunningBank) ->
     first = bank.get("jobs/", account=account.name, page_size=5)
     assert (first["count"], len(first["results"]), first["previous"]) == (103, 100, None)
     assert (first["total_amount"], first["total_cpu_time"]) == (3.09, 51.5)
+    forged = bank.request("GET", f"jobs/?account={account.name}", headers={"Host": "not a host"})
+    assert (forged.status_code, list(forged.json())) == (400, ["detail"])
     second = bank.request("GET", first["next"].removeprefix(bank.url)).json()
     assert (len(second["results"]), second["next"]) == (3, None)
     ids = [row["jobslurmid"] for row in first["results"] + second["results"]]

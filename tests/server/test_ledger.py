@@ -5,32 +5,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
 
-from .running_bank import RunningBank, job
+from .running_bank import RunningBank, database_of, job
 
 REFUSED = (sqlite3.IntegrityError, psycopg.errors.RestrictViolation)
-
-
-@contextmanager
-def database_of(bank: RunningBank) -> Iterator[Any]:
-    """A connection past the bank's code, in autocommit."""
-    if bank.database_url is None:
-        connection: Any = sqlite3.connect(
-            bank.data / "bank.sqlite3", timeout=20, isolation_level=None
-        )
-    else:
-        connection = psycopg.connect(bank.database_url, autocommit=True)
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def entries(bank: RunningBank, account: str) -> list[dict[str, Any]]:

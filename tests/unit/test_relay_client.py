@@ -159,9 +159,7 @@ def test_a_relay_that_reads_nothing_costs_no_more_than_the_deadline(directory: s
     with server(directory, serve) as path:
         began = time.monotonic()
         with pytest.raises(RelayUnavailable):
-            client.ask(
-                path, {"op": "x" * 60_000}, DEADLINE_S, allowed_owner_uids={os.getuid()}
-            )
+            client.ask(path, {"op": "x" * 60_000}, DEADLINE_S, allowed_owner_uids={os.getuid()})
         assert time.monotonic() - began < DEADLINE_S + TOLERANCE_S
 
 

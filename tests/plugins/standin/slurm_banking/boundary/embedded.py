@@ -49,7 +49,11 @@ def attach(ffi, lib):
         if not os.path.exists(path):
             answer(reply, lib.BANKING_UNDECIDED, f"{path}: no such file")
         elif "broken" in open(path).read():
-            answer(reply, lib.BANKING_UNDECIDED, f"{path}: [Policy] broken: expected nothing of the kind")
+            answer(
+                reply,
+                lib.BANKING_UNDECIDED,
+                f"{path}: [Policy] broken: expected nothing of the kind",
+            )
         elif "raise" in open(path).read():
             raise RuntimeError("as the configuration says")
         else:

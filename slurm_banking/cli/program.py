@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The parser, and one function for each command. Each module is imported when its command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+from slurm_banking import __version__
+from slurm_banking.errors import BankingError, ConfigError, RelayUnavailable
+
+OK, NO, USAGE, UNAVAILABLE = 0, 1, 2, 3
+
+#: Seconds that a person waits for the relay.
+ASK_S = 12.0
+
+_STATUS_OF: Mapping[str, int] = {
+    "bad_request": USAGE,
+    "denied": NO,
+    "not_found": NO,
+    "unavailable": UNAVAILABLE,
+    "busy": UNAVAILABLE,
+    "internal": UNAVAILABLE,
+}
+
+
+class CommandError(BankingError):
+    """One line for stderr, and the exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def default_config_path() -> str:
+    """bank-config.toml beside the slurm.conf in use."""
+    slurm_conf = os.environ.get("SLURM_CONF")
+    directory = os.path.dirname(slurm_conf) if slurm_conf else "/etc/slurm"
+    return os.path.join(directory, "bank-config.toml")
+
+
+# -- asking the relay -------------------------------------------------------------------------------------------------
+
+
+def socket_path(args: argparse.Namespace) -> str:
+    """--socket, or what the configuration says if it may be read, or the default."""
+    from slurm_banking.relay import protocol
+
+    if args.socket is not None:
+        return str(args.socket)
+    path = args.config or default_config_path()
+    if args.config is None and not os.access(path, os.R_OK):
+        return protocol.DEFAULT_SOCKET
+    from slurm_banking import config
+
+    # Of a token in there nothing is kept: this is a user's process.
+    return config.load(path, in_slurmctld=True).relay.socket
+
+
+def ask_relay(args: argparse.Namespace, request: Mapping[str, Any]) -> Dict[str, Any]:
+    """:raises CommandError: the relay said no. :raises RelayUnavailable: it said nothing."""
+    from slurm_banking.relay import client, protocol
+
+    path = socket_path(args)
+    try:
+        # Who owns the directory decides what listens there.
+        owner = os.stat(os.path.dirname(path) or ".").st_uid
+    except OSError as error:
+        raise RelayUnavailable(f"relay {path}: {error.strerror}") from None
+    asked = {key: value for key, value in request.items() if value is not None}
+    answer = client.ask(
+        path,
+        asked,
+        ASK_S,
+        allowed_owner_uids=(0, owner),
+        max_reply_bytes=protocol.MAX_LONG_REPLY_BYTES,
+    )
+    if not answer.get("ok"):
+        status = _STATUS_OF.get(str(answer.get("error")), UNAVAILABLE)
+        raise CommandError(str(answer.get("message", "the relay refused")), status)
+    return answer
+
+
+def _show(
+    args: argparse.Namespace, answer: Mapping[str, Any], lines: Callable[[], List[str]]
+) -> None:
+    if args.json:
+        shown = {key: value for key, value in answer.items() if key != "ok"}
+        text = json.dumps(shown, indent=2, sort_keys=True) + "\n"
+    else:
+        text = "\n".join(lines()) + "\n"
+    # A user's name or job in another encoding than the terminal's is no reason to fail.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _time(args: argparse.Namespace, name: str, *, future: bool = False) -> Optional[int]:
+    from slurm_banking.cli.text import read_time
+
+    typed = getattr(args, name)
+    if typed is None:
+        return None
+    try:
+        return read_time(typed, int(time.time()), future=future)
+    except ValueError as error:
+        raise CommandError(f"--{name} {error}", USAGE) from None
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def _balance(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    answer = ask_relay(args, {"op": "balance", "account": args.account, "user": args.user})
+    _show(args, answer, lambda: render.balance(answer))
+    return OK if answer["accounts"] else NO
+
+
+def _statement(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    answer = ask_relay(
+        args,
+        {
+            "op": "statement",
+            "account": args.account,
+            "user": args.user,
+            "since": _time(args, "since"),
+            "until": _time(args, "until"),
+        },
+    )
+    _show(args, answer, lambda: render.statement(answer))
+    return OK
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    answer = ask_relay(
+        args,
+        {
+            "op": "jobs",
+            "account": args.account,
+            "user": args.user,
+            "all_users": args.all_users or None,
+            "ended_h": args.ended_h,
+        },
+    )
+    _show(args, answer, lambda: render.job_list(answer))
+    return OK
+
+
+def _quote(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render, sbatch
+
+    try:
+        options = sbatch.request_options(vars(args), args.script)
+    except sbatch.OptionError as error:
+        raise CommandError(str(error), USAGE) from None
+    answer = ask_relay(args, {"op": "quote", "options": options})
+    _show(args, answer, lambda: render.quote(answer))
+    return OK if answer["verdict"] == "accepted" else NO
+
+
+def _why(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    answer = ask_relay(args, {"op": "why", "job": args.job})
+    _show(args, answer, lambda: render.why(answer))
+    return OK
+
+
+def _allow(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    subject = args.subject
+    request: Dict[str, Any] = {
+        "op": "allow",
+        "until": _time(args, "until", future=True),
+        "reason": args.reason,
+    }
+    if subject.isascii() and subject.isdigit():
+        request["job_id"] = int(subject)
+        who = f"job {subject}"
+    else:
+        request["user"] = subject
+        who = f"user {subject}"
+    answer = ask_relay(args, request)
+    _show(args, answer, lambda: render.allowed(answer, who))
+    return OK
+
+
+def _exceptions(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    answer = ask_relay(args, {"op": "exceptions"})
+    _show(args, answer, lambda: render.exceptions(answer))
+    return OK
+
+
+def _status(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    answer = ask_relay(args, {"op": "status"})
+    _show(args, answer, lambda: render.status(answer, int(time.time())))
+    needs_somebody = (
+        not answer["ledger_complete"]
+        or answer["parked"]
+        or answer.get("bank_away_since") is not None
+        or answer.get("alarms")
+        or answer.get("failing")
+        or answer.get("config_problem")
+    )
+    return NO if needs_somebody else OK
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    answer = ask_relay(args, {"op": "sweep", "force": args.force})
+    _show(args, answer, lambda: render.swept(answer))
+    return OK
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    from slurm_banking import check_config
+
+    path = args.path or args.config or default_config_path()
+    return check_config.main(path, as_json=args.json, slurm_user=args.slurm_user)
+
+
+def _relay(args: argparse.Namespace) -> int:
+    from slurm_banking.relay import daemon
+
+    return daemon.run(args.config or default_config_path(), args.foreground)
+
+
+def _bank_stub(args: argparse.Namespace) -> int:
+    raise CommandError("bank: expected as the first word: slurm-banking bank ...", USAGE)
+
+
+# -- the parser -------------------------------------------------------------------------------------------------------
+
+
+def _common(*, suppressed: bool) -> argparse.ArgumentParser:
+    """Options that may stand before a command and after it."""
+    default = argparse.SUPPRESS if suppressed else None
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--config",
+        metavar="PATH",
+        default=default,
+        help="bank-config.toml (default: beside slurm.conf)",
+    )
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=default,
+        help="the relay's socket (default: as configured)",
+    )
+    return parser
+
+
+def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slurm-banking",
+        description="Service units of a Slurm cluster: balances, quotes, charges, and where each number comes from.",
+        parents=[_common(suppressed=False)],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"slurm-banking {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = _common(suppressed=True)
+
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        text: str,
+        *aliases: str,
+        to_json: bool = True,
+    ) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            aliases=list(aliases),
+            parents=[common],
+            allow_abbrev=False,
+        )
+        made.set_defaults(run=run, json=False)
+        if to_json:
+            made.add_argument(
+                "--json", action="store_true", help="for scripts: amounts in hundredths of an SU"
+            )
+        return made
+
+    made = command("balance", _balance, "what your accounts have left, and what is set aside")
+    made.add_argument("account", nargs="?", metavar="ACCOUNT", help="default: all of yours")
+    made.add_argument(
+        "--user", metavar="NAME", help="for coordinators and operators: somebody else's"
+    )
+
+    made = command("statement", _statement, "charges of an account, with sums that add up")
+    made.add_argument("account", nargs="?", metavar="ACCOUNT", help="default: your default account")
+    made.add_argument("--user", metavar="NAME", help="only this user's")
+    made.add_argument(
+        "--since", metavar="TIME", help="2026-11-21, 2026-11-21T08:30, 7d, ... (default: 30d)"
+    )
+    made.add_argument("--until", metavar="TIME", help="not included (default: now)")
+
+    made = command(
+        "jobs", _jobs, "what is set aside for queued and running jobs, and recent charges"
+    )
+    made.add_argument("--account", "-A", metavar="ACCOUNT", help="only of this account")
+    made.add_argument(
+        "--user", "-u", metavar="NAME", help="for coordinators and operators: somebody else's"
+    )
+    made.add_argument(
+        "--all-users", action="store_true", help="for coordinators and operators: everybody's"
+    )
+    made.add_argument(
+        "--ended-h",
+        type=int,
+        metavar="HOURS",
+        default=24,
+        help="ended in the last hours (default: 24)",
+    )
+
+    made = command("quote", _quote, "what a job could cost, and whether it would be accepted now")
+    made.add_argument(
+        "script", nargs="?", metavar="SCRIPT", help="a batch script; its #SBATCH lines count"
+    )
+    from slurm_banking.cli import sbatch
+
+    sbatch.add_options(made)
+
+    made = command(
+        "why", _why, "the whole story of a job's cost, from the ledger's entries", "explain"
+    )
+    made.add_argument("job", metavar="JOB", help="a job id, 123, or a task of an array, 123_4")
+
+    made = command(
+        "allow", _allow, "operators: accept a user's submissions, or updates of a job, for a while"
+    )
+    made.add_argument("subject", metavar="USER|JOB", help="a user's name, or a job id")
+    made.add_argument(
+        "--until", metavar="TIME", required=True, help="2026-11-21T18:00, 4h, 2d, ..."
+    )
+    made.add_argument("--reason", metavar="TEXT", required=True, help="kept with the exception")
+
+    command("exceptions", _exceptions, "exceptions in force; operators see everybody's")
+    command("status", _status, "how the relay is doing")
+
+    made = command("sweep", _sweep, "operators: compare liens with Slurm's queue now")
+    made.add_argument(
+        "--force", action="store_true", help="end liens although an unusual number of jobs is gone"
+    )
+
+    made = command(
+        "check-config", _check_config, "every mistake in bank-config.toml, or what is in force"
+    )
+    made.add_argument("path", nargs="?", metavar="PATH", help="default: beside slurm.conf")
+    made.add_argument("--slurm-user", metavar="NAME", help="default: as slurm.conf says")
+
+    made = command("relay", _relay, "run the relay, one for each state directory", to_json=False)
+    made.add_argument(
+        "--foreground", action="store_true", help="stay, and log to stderr (for systemd)"
+    )
+
+    if with_bank:
+        from slurm_banking.server import cli as bank
+
+        bank.add_parser(commands)
+    else:
+        made = commands.add_parser("bank", help="set up and serve the bundled bank")
+        made.set_defaults(run=_bank_stub, json=False)
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run a command; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["bank"]:
+            return _bank(words)
+        args = make_parser().parse_args(words)
+        return int(args.run(args))
+    except SystemExit as stop:  # argparse has said what it had to
+        return stop.code if isinstance(stop.code, int) else USAGE
+    except CommandError as error:
+        return _complain([str(error)], error.status)
+    except RelayUnavailable as error:
+        hint = "does the relay run on this host? Only the controller's host has its socket"
+        return _complain([f"{error}: {hint}"], UNAVAILABLE)
+    except ConfigError as error:
+        return _complain(error.problems, NO)
+    except BankingError as error:
+        return _complain([str(error)], UNAVAILABLE)
+    except BrokenPipeError:
+        # Whoever read our output has had enough; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return 130
+
+
+def _bank(words: Sequence[str]) -> int:
+    try:
+        parser = make_parser(with_bank=True)
+    except ImportError as error:
+        missing = getattr(error, "name", None) or str(error)
+        return _complain(
+            [
+                f"bank: {missing} is missing: install the server extra: pip install 'slurm-banking[server]'"
+            ],
+            UNAVAILABLE,
+        )
+    args = parser.parse_args(list(words))
+    return int(args.main(args))
+
+
+def _complain(lines: Sequence[str], status: int) -> int:
+    for line in lines:
+        print(f"slurm-banking: error: {line}", file=sys.stderr)
+    return status

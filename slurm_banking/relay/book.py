@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the relay remembers about deliveries, apart from the ledger: tries, what is under way, what nobody answered.
+
+A file of its own, so that this traffic never makes slurmctld wait. One row per run that needs more than a first try::
+
+    (no row) --begin--> in flight --acknowledged--> (no row)
+                           |  \\--refused--> waiting, healing or parked --due--> in flight
+                           \\--no answer, crash--> unresolved: the bank is asked first at the next try
+
+While a delivery of an account is in flight or unresolved, what the bank says of its funds does not replace what the
+ledger has (:meth:`DeliveryBook.apply_refresh`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from slurm_banking.errors import LedgerError
+
+FILE_NAME = "delivery.sqlite3"
+SCHEMA_VERSION = "1"
+
+#: Seconds: a refusal that may heal is tried again after this, and a parked run is looked at again (not sent).
+HEAL_RETRY_S = 180.0
+PARKED_LOOK_S = 600.0
+#: The first pause after the bank did not answer.
+FIRST_PAUSE_S = 1.0
+UNAUTHORIZED_PAUSE_S = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS deliveries (
+	run_id INTEGER PRIMARY KEY,
+	seq INTEGER NOT NULL,		-- of the outbox row it was last seen with
+	phase TEXT NOT NULL,
+	account TEXT NOT NULL,
+	state TEXT NOT NULL CHECK (state IN ('in_flight', 'waiting', 'healing', 'parked')),
+	unresolved INTEGER NOT NULL,	-- sent, and no answer: the bank may have it
+	attempts INTEGER NOT NULL,
+	next_try REAL NOT NULL,		-- unix seconds
+	last_error TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS deliveries_due ON deliveries (next_try) WHERE state != 'in_flight';
+CREATE INDEX IF NOT EXISTS deliveries_unresolved ON deliveries (account) WHERE unresolved;
+"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A delivery that may be sent now."""
+
+    number: int  #: 1: the first
+    look_first: bool  #: an earlier try may have reached the bank
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A row of the book."""
+
+    run_id: int
+    seq: int
+    phase: str
+    account: str
+    state: str
+    unresolved: bool
+    attempts: int
+    next_try: float
+    last_error: str
+
+
+@dataclass(frozen=True)
+class BankAway:
+    """The bank does not answer, or refuses the token."""
+
+    since: float  #: unix seconds
+    until: float  #: nobody tries before this
+    reason: str
+    unauthorized: bool = False
+
+
+@dataclass(frozen=True)
+class RefreshMarker:
+    """What was under way for an account before its funds were read."""
+
+    account: str
+    changes: int
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+class DeliveryBook:
+    """Safe to use from several threads. Lock order: the book's lock, then the ledger's.
+
+    :raises LedgerError: the file cannot be used.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        self._in_flight: Dict[str, int] = {}  # per account, of this process
+        self._unresolved: Dict[str, int] = {}  # per account
+        self._changes: Dict[str, int] = {}  # per account: begun and finished deliveries
+        self._held: Dict[str, int] = {}  # accounts whose deliveries wait for a refresh
+        self._away: Optional[BankAway] = None
+        self._failures = 0
+        #: Held by whoever delivers: one at a time.
+        self.delivering = threading.Lock()
+        #: Outbox rows up to here were looked at by this process: delivered, or in the book.
+        self.scanned_seq = 0
+        #: The file is new, or the host went down since: what was under way then is not known.
+        self.must_adopt = False
+        self._connection = self._open()
+        self._recover()
+
+    def _open(self) -> sqlite3.Connection:
+        old_umask = os.umask(0o077) if not os.path.exists(self.path) else None
+        try:
+            connection = sqlite3.connect(
+                self.path, timeout=5, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(_SCHEMA)
+            return connection
+        except sqlite3.Error as error:
+            raise LedgerError(f"delivery book {self.path}: {error}") from error
+        finally:
+            if old_umask is not None:
+                os.umask(old_umask)
+
+    def _recover(self) -> None:
+        with self._lock:
+            meta = dict(self._sql("SELECT key, value FROM meta").fetchall())
+            if meta.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
+                raise LedgerError(
+                    f"delivery book {self.path}: schema {meta['schema']!r}; this version expects {SCHEMA_VERSION!r}"
+                )
+            self.must_adopt = meta.get("adopted_boot") != _boot_id()
+            self._sql("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
+            self._sql(
+                "UPDATE deliveries SET state = 'waiting', unresolved = 1, next_try = 0 WHERE state = 'in_flight'"
+            )
+            self._unresolved = dict(
+                self._sql(
+                    "SELECT account, COUNT(*) FROM deliveries WHERE unresolved GROUP BY account"
+                ).fetchall()
+            )
+
+    def _sql(self, statement: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, parameters)
+        except sqlite3.Error as error:
+            raise LedgerError(f"delivery book {self.path}: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    # -- after a loss ---------------------------------------------------------------------------------------------------
+
+    def adopt(self, waiting: Iterable[Tuple[int, int, str, str]]) -> None:
+        """Take deliveries (run, sequence, phase, account) as unresolved: any of them may have reached the bank."""
+        with self._lock:
+            self._sql("BEGIN")
+            try:
+                for run_id, seq, phase, account in waiting:
+                    known = self._sql(
+                        "SELECT unresolved FROM deliveries WHERE run_id = ?", (run_id,)
+                    ).fetchone()
+                    if known is not None and known[0]:
+                        continue
+                    self._sql(
+                        "INSERT INTO deliveries VALUES (?, ?, ?, ?, 'waiting', 1, 0, 0, 'not known') "
+                        "ON CONFLICT (run_id) DO UPDATE SET unresolved = 1, next_try = 0",
+                        (run_id, seq, phase, account),
+                    )
+                    self._unresolved[account] = self._unresolved.get(account, 0) + 1
+                self._sql("COMMIT")
+            except BaseException:
+                self._sql("ROLLBACK")
+                raise
+
+    def adopted(self) -> None:
+        """Everything that waited is adopted."""
+        with self._lock:
+            self._sql("INSERT OR REPLACE INTO meta VALUES ('adopted_boot', ?)", (_boot_id(),))
+            self.must_adopt = False
+
+    # -- one delivery ---------------------------------------------------------------------------------------------------
+
+    def begin(self, run_id: int, seq: int, phase: str, account: str) -> Optional[Attempt]:
+        """Mark it as in flight, on disk. None: not now, a refresh of the account's funds is at work."""
+        with self._lock:
+            if self._held.get(account):
+                return None
+            known = self._sql(
+                "SELECT attempts, unresolved FROM deliveries WHERE run_id = ?", (run_id,)
+            ).fetchone()
+            attempts, unresolved = known or (0, 0)
+            self._sql(
+                "INSERT INTO deliveries VALUES (?, ?, ?, ?, 'in_flight', ?, ?, 0, '') ON CONFLICT (run_id) DO UPDATE "
+                "SET state = 'in_flight', seq = excluded.seq, phase = excluded.phase, attempts = excluded.attempts",
+                (run_id, seq, phase, account, unresolved, attempts + 1),
+            )
+            self._count(self._in_flight, account, 1)
+            self._changed(account)
+            return Attempt(number=attempts + 1, look_first=bool(unresolved))
+
+    def done(self, run_id: int, account: str, *, again: bool = False) -> None:
+        """The ledger has the acknowledgement. ``again``: the run changed meanwhile, and goes once more."""
+        with self._lock:
+            self._landed(run_id, account, unresolved=False)
+            if again:
+                self._sql(
+                    "UPDATE deliveries SET state = 'waiting', attempts = 0, next_try = 0 WHERE run_id = ?",
+                    (run_id,),
+                )
+            else:
+                self._sql("DELETE FROM deliveries WHERE run_id = ?", (run_id,))
+
+    def unanswered(self, run_id: int, account: str, error: str, next_try: float) -> None:
+        """Nobody knows whether the bank has it."""
+        self._put_back(run_id, account, "waiting", error, next_try, unresolved=True)
+
+    def refused(self, run_id: int, account: str, state: str, error: str, next_try: float) -> None:
+        """The bank said no; ``state``: "waiting", "healing" or "parked"."""
+        self._put_back(run_id, account, state, error, next_try, unresolved=False)
+
+    def not_sent(self, run_id: int, account: str, error: str, next_try: float) -> None:
+        """It did not get as far as the bank: what was resolved is, what was not is not."""
+        self._put_back(run_id, account, "waiting", error, next_try, unresolved=None)
+
+    def _put_back(
+        self,
+        run_id: int,
+        account: str,
+        state: str,
+        error: str,
+        next_try: float,
+        *,
+        unresolved: Optional[bool],
+    ) -> None:
+        with self._lock:
+            unresolved = self._landed(run_id, account, unresolved=unresolved)
+            self._sql(
+                "UPDATE deliveries SET state = ?, unresolved = ?, next_try = ?, last_error = ? WHERE run_id = ?",
+                (state, int(unresolved), next_try, error[:500], run_id),
+            )
+
+    def _landed(self, run_id: int, account: str, *, unresolved: Optional[bool]) -> bool:
+        known = self._sql(
+            "SELECT unresolved FROM deliveries WHERE run_id = ?", (run_id,)
+        ).fetchone()
+        before = bool(known and known[0])
+        after = before if unresolved is None else unresolved
+        self._count(self._unresolved, account, after - before)
+        self._count(self._in_flight, account, -1)
+        self._changed(account)
+        self._idle.notify_all()
+        return after
+
+    def resolved(self, run_id: int, account: str) -> None:
+        """What the bank holds for it is in the ledger now; it is still in flight."""
+        with self._lock:
+            known = self._sql(
+                "UPDATE deliveries SET unresolved = 0 WHERE run_id = ? AND unresolved", (run_id,)
+            ).rowcount
+            if known:
+                self._count(self._unresolved, account, -1)
+
+    def forget(self, run_id: int) -> None:
+        """Nothing of this run waits any longer."""
+        with self._lock:
+            known = self._sql(
+                "SELECT account, unresolved FROM deliveries WHERE run_id = ? AND state != 'in_flight'",
+                (run_id,),
+            ).fetchone()
+            if known is None:
+                return
+            self._sql("DELETE FROM deliveries WHERE run_id = ?", (run_id,))
+            if known[1]:
+                self._count(self._unresolved, known[0], -1)
+            self._changed(known[0])
+
+    def put_off(self, run_id: int, seq: int, phase: str, account: str, next_try: float) -> None:
+        """Not now, and nothing was tried."""
+        with self._lock:
+            self._sql(
+                "INSERT INTO deliveries VALUES (?, ?, ?, ?, 'waiting', 0, 0, ?, '') ON CONFLICT (run_id) DO UPDATE "
+                "SET seq = excluded.seq, phase = excluded.phase, next_try = excluded.next_try "
+                "WHERE state != 'in_flight'",
+                (run_id, seq, phase, account, next_try),
+            )
+
+    def postpone(self, run_id: int, next_try: float) -> None:
+        with self._lock:
+            self._sql(
+                "UPDATE deliveries SET next_try = ? WHERE run_id = ? AND state != 'in_flight'",
+                (next_try, run_id),
+            )
+
+    def superseded(self, run_id: int, seq: int, phase: str) -> None:
+        """The run has something newer to deliver: what was parked is tried again."""
+        with self._lock:
+            self._sql(
+                "UPDATE deliveries SET seq = ?, phase = ?, next_try = CASE state WHEN 'parked' THEN 0 ELSE next_try END, "
+                "state = CASE state WHEN 'parked' THEN 'waiting' ELSE state END "
+                "WHERE run_id = ? AND state != 'in_flight'",
+                (seq, phase, run_id),
+            )
+
+    def due(self, now: float, limit: int) -> Sequence[Remembered]:
+        """What waits and may be tried again, longest due first."""
+        with self._lock:
+            rows = self._sql(
+                "SELECT * FROM deliveries WHERE state != 'in_flight' AND next_try <= ? ORDER BY next_try LIMIT ?",
+                (now, limit),
+            ).fetchall()
+        return [_remembered(row) for row in rows]
+
+    def known(self, run_ids: Sequence[int]) -> Dict[int, Remembered]:
+        """The book's rows of these runs (at most some hundred)."""
+        marks = ",".join("?" * len(run_ids))
+        with self._lock:
+            rows = self._sql(
+                f"SELECT * FROM deliveries WHERE run_id IN ({marks})", list(run_ids)
+            ).fetchall()
+        return {row[0]: _remembered(row) for row in rows}
+
+    def counts(self) -> Dict[str, int]:
+        """How many rows are in each state; and "unresolved"."""
+        with self._lock:
+            found = dict(
+                self._sql("SELECT state, COUNT(*) FROM deliveries GROUP BY state").fetchall()
+            )
+            found["unresolved"] = sum(self._unresolved.values())
+        return {str(state): int(count) for state, count in found.items()}
+
+    def problems(self, limit: int = 100) -> List[Remembered]:
+        """What was refused or failed, for ``status`` and alarms."""
+        with self._lock:
+            rows = self._sql(
+                "SELECT * FROM deliveries WHERE last_error != '' ORDER BY run_id LIMIT ?", (limit,)
+            ).fetchall()
+        return [_remembered(row) for row in rows]
+
+    # -- refreshes ------------------------------------------------------------------------------------------------------
+
+    def refresh_marker(self, account: str) -> Optional[RefreshMarker]:
+        """Taken before the bank is asked about an account; None while a delivery of it is in flight or unresolved."""
+        with self._lock:
+            if self.must_adopt or self._in_flight.get(account) or self._unresolved.get(account):
+                return None
+            return RefreshMarker(account=account, changes=self._changes.get(account, 0))
+
+    def apply_refresh(self, marker: RefreshMarker, write: Callable[[], None]) -> bool:
+        """Call ``write`` if no delivery of the account was under way since the marker; False: what was read is stale."""
+        with self._lock:
+            if self.refresh_marker(marker.account) != marker:
+                return False
+            write()
+            self._changed(marker.account)  # whoever asked the bank before this asks again
+            return True
+
+    @contextmanager
+    def hold(self, account: str, wait_s: float) -> Iterator[None]:
+        """Deliveries of the account wait meanwhile; those in flight are waited for, at most ``wait_s`` seconds."""
+        with self._lock:
+            self._count(self._held, account, 1)
+            deadline = time.monotonic() + wait_s
+            while self._in_flight.get(account):
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._idle.wait(left):
+                    break
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count(self._held, account, -1)
+
+    def _count(self, counts: Dict[str, int], account: str, by: int) -> None:
+        count = counts.get(account, 0) + by
+        if count > 0:
+            counts[account] = count
+        else:
+            counts.pop(account, None)
+
+    def _changed(self, account: str) -> None:
+        self._changes[account] = self._changes.get(account, 0) + 1
+
+    # -- the bank's whereabouts -----------------------------------------------------------------------------------------
+
+    @property
+    def away(self) -> Optional[BankAway]:
+        """None: the bank answered last time."""
+        with self._lock:
+            return self._away
+
+    def may_try(self, now: float) -> bool:
+        with self._lock:
+            return self._away is None or now >= self._away.until
+
+    def bank_failed(
+        self, now: float, reason: str, *, longest_s: float, unauthorized: bool = False
+    ) -> BankAway:
+        """Nobody tries for a while: longer each time in a row, at most ``longest_s``."""
+        with self._lock:
+            if self._away is None or now >= self._away.until or unauthorized:
+                pause_s = min(FIRST_PAUSE_S * 2 ** min(self._failures, 30), longest_s)
+                if unauthorized:
+                    pause_s = max(min(UNAUTHORIZED_PAUSE_S, longest_s), pause_s)
+                self._failures += 1
+                since = now if self._away is None else self._away.since
+                self._away = BankAway(
+                    since=since,
+                    until=now + pause_s * random.uniform(0.7, 1),
+                    reason=reason,
+                    unauthorized=unauthorized,
+                )
+            return self._away
+
+    def bank_answered(self) -> None:
+        with self._lock:
+            self._away = None
+            self._failures = 0
+
+
+def _remembered(row: Tuple[object, ...]) -> Remembered:
+    run_id, seq, phase, account, state, unresolved, attempts, next_try, last_error = row
+    return Remembered(
+        run_id=int(str(run_id)),
+        seq=int(str(seq)),
+        phase=str(phase),
+        account=str(account),
+        state=str(state),
+        unresolved=bool(unresolved),
+        attempts=int(str(attempts)),
+        next_try=float(str(next_try)),
+        last_error=str(last_error),
+    )

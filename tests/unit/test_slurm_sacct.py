@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""sacct, read from what Slurm 22.05.8 printed (data/slurm-22.05/sacct.txt)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, List, Sequence
+
+import pytest
+
+from slurm_banking import tokens
+from slurm_banking.errors import SlurmUnavailable
+from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Sacct
+
+TEXT = (Path(__file__).parent / "data" / "slurm-22.05" / "sacct.txt").read_text("utf-8")
+ALL = (1795261000, 1795262000)
+
+
+class Recorded:
+    """sacct as it answered, with this call's separator; ``fields`` are those that it knows."""
+
+    def __init__(self, text: str = TEXT, fields: str = "JobID State") -> None:
+        self.text = text
+        self.fields = fields
+        self.calls: List[Sequence[str]] = []
+
+    def __call__(self, argv: Sequence[str], **_: Any) -> str:
+        self.calls.append(argv)
+        if "--helpformat" in argv:
+            return self.fields
+        (separator,) = (word[12:] for word in argv if word.startswith("--delimiter="))
+        return self.text.replace("~s~", separator)
+
+
+def sacct(**arguments: Any) -> Sacct:
+    return Sacct("rig", run=Recorded(**arguments))
+
+
+def test_a_run_has_what_was_allocated_and_how_long() -> None:
+    (run,) = (run for run in sacct().read_ended_runs(*ALL) if run.job_id == 20)
+    assert (run.state, run.started, run.elapsed_s, run.cpus) == ("COMPLETED", True, 3, 1)
+    assert (run.start_time, run.end_time, run.submit_time) == (1795261706, 1795261709, 1795261706)
+    assert (run.user_id, run.account, run.partition, run.qos) == (
+        1002,
+        "fc_alpha",
+        "main",
+        "normal",
+    )
+    assert (run.nodes, run.node_count, run.time_limit_min, run.source) == ("n2", 1, 3, "sacct")
+    assert run.tres_alloc == "billing=1,cpu=1,node=1"
+
+
+def test_an_admin_comment_with_a_line_end_keeps_its_token() -> None:
+    (run,) = (run for run in sacct().read_ended_runs(*ALL) if run.job_id == 20)
+    token = tokens.parse(run.admin_comment)
+    assert token is not None and token.lien_id == "00112233445566778899aabbccddeeff"
+
+
+def test_each_requeue_is_a_run_of_its_own() -> None:
+    first, second = sacct().read_jobs([16])[16]
+    assert (first.state, first.submit_time, first.restart_count) == ("REQUEUED", 1795261419, 0)
+    assert (second.state, second.submit_time, second.restart_count) == ("COMPLETED", 1795261425, 1)
+
+
+def test_a_restart_count_that_sacct_does_not_tell_is_not_made_up_from_part_of_the_rows() -> None:
+    counts = {run.restart_count for run in sacct().read_ended_runs(*ALL) if run.job_id != 19}
+    assert counts == {UNKNOWN_RESTART}
+
+
+def test_a_job_cancelled_while_pending_never_started() -> None:
+    runs = {run.job_id: run for run in sacct().read_ended_runs(*ALL)}
+    for job_id in (5, 11, 21):  # the last one has a start time, its cancellation
+        run = runs[job_id]
+        assert (run.state, run.started, run.start_time) == ("CANCELLED", False, None)
+        assert (run.elapsed_s, run.nodes, run.node_count) == (0, "", 0)
+
+
+def test_a_resized_run_stays_one_run_under_its_submit_time() -> None:
+    (told,) = sacct().read_jobs([19])[19]
+    (listed,) = (run for run in sacct().read_ended_runs(*ALL) if run.job_id == 19)
+    assert told == listed
+    assert (told.submit_time, told.start_time, told.end_time) == (
+        1795261595,
+        1795261596,
+        1795261600,
+    )
+    assert (told.state, told.elapsed_s, told.cpus) == ("CANCELLED", 4, 3)
+
+
+def test_arrays_and_het_jobs_name_their_kin() -> None:
+    runs = {(run.job_id, run.submit_time): run for run in sacct().read_ended_runs(*ALL)}
+    task, component = runs[10, 1795261164], runs[4, 1795261165]
+    assert (task.array_job_id, task.array_task_id, task.het_job_id) == (2, 4, None)
+    assert (component.array_job_id, component.het_job_id) == (None, 3)
+
+
+def test_only_ends_inside_the_window_are_given_oldest_first() -> None:
+    runs = sacct().read_ended_runs(1795261302, 1795261422)
+    ends = [run.end_time for run in runs]
+    assert ends == sorted(ends) and ends[0] == 1795261302 and ends[-1] == 1795261421
+
+
+def test_a_row_of_which_slurmdbd_knows_only_the_end_waits() -> None:
+    text = TEXT.replace(
+        "~s~main~s~normal~s~COMPLETED~s~1795261706", "~s~~s~normal~s~COMPLETED~s~1795261706"
+    )
+    assert text != TEXT
+    assert 20 not in {run.job_id for run in sacct(text=text).read_ended_runs(*ALL)}
+
+
+def test_a_run_is_found_by_its_key() -> None:
+    found = sacct().read_run(16, 1795261425)
+    assert found is not None and found.state == "COMPLETED"
+    assert sacct().read_run(16, 1795261426) is None
+    assert sacct().read_run(4711, 1795261425) is None
+
+
+def test_a_job_that_has_not_ended_has_no_end() -> None:
+    text = TEXT.replace(
+        "COMPLETED~s~1795261706~s~1795261706~s~1795261709",
+        "RUNNING~s~1795261706~s~1795261706~s~Unknown",
+    )
+    (run,) = sacct(text=text).read_jobs([20])[20]
+    assert run.started and run.end_time is None
+    assert 20 not in {run.job_id for run in sacct(text=text).read_ended_runs(*ALL)}
+
+
+def test_restarts_are_read_where_sacct_has_them() -> None:
+    rows = TEXT.split("~s~")
+    width = 18
+    text = ""
+    for first in range(0, len(rows) - 1, width):
+        text += "~s~".join([*rows[first : first + 17], "3", rows[first + 17]]) + "~s~"
+    slurm = Recorded(text=text + "\n", fields="JobID Restarts State")
+    runs = Sacct("rig", run=slurm).read_jobs([16])[16]
+    assert [run.restart_count for run in runs] == [3, 3]
+
+
+def test_names_that_users_choose_are_not_asked_for() -> None:
+    slurm = Recorded()
+    Sacct("rig", run=slurm).read_ended_runs(*ALL)
+    (fields,) = {word for call in slurm.calls for word in call if word.startswith("--format=")}
+    for name in ("JobName", "Comment,", "SubmitLine", "WorkDir"):
+        assert name not in fields.replace("AdminComment", "")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("~s~1001~s~", "~s~alice~s~", 1),
+        lambda text: text.replace("~s~137~s~", "~s~2:17~s~", 1),
+    ],
+)
+def test_an_answer_that_cannot_be_read_whole_is_not_used(damage: Any) -> None:
+    with pytest.raises(SlurmUnavailable, match="^sacct: "):
+        sacct(text=damage(TEXT)).read_ended_runs(*ALL)
+
+
+def test_no_rows_are_an_answer() -> None:
+    assert sacct(text="").read_ended_runs(*ALL) == ()
+    assert sacct(text="").read_jobs([1]) == {}
