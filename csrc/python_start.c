@@ -212,47 +212,70 @@ extern int banking_python_start(char *why, size_t size)
 	return 0;
 }
 
-static void append_location(PyObject *traceback, char *why, size_t size)
+/* Where a traceback's frame is: file and line; unless it is in the import system itself. */
+static void frame_location(PyObject *traceback, char *where, size_t size)
 {
-	PyObject *next, *frame = NULL, *code = NULL, *file = NULL, *line = NULL;
-	size_t used = strlen(why);
+	PyObject *frame = NULL, *code = NULL, *file = NULL, *line = NULL;
+	const char *name = NULL;
 
-	Py_XINCREF(traceback);
-	while (traceback && (next = PyObject_GetAttrString(traceback, "tb_next"))) {
-		if (next == Py_None) {
-			Py_DECREF(next);
-			break;
-		}
-		Py_DECREF(traceback);
-		traceback = next;
-	}
-	if (traceback && (frame = PyObject_GetAttrString(traceback, "tb_frame")) &&
+	if ((frame = PyObject_GetAttrString(traceback, "tb_frame")) &&
 	    (code = PyObject_GetAttrString(frame, "f_code")) && (file = PyObject_GetAttrString(code, "co_filename")) &&
-	    (line = PyObject_GetAttrString(traceback, "tb_lineno"))) {
-		const char *name = PyUnicode_AsUTF8(file);
-
-		if (name)
-			snprintf(why + used, size - used, " (%s:%ld)", name, PyLong_AsLong(line));
-	}
+	    (line = PyObject_GetAttrString(traceback, "tb_lineno")))
+		name = PyUnicode_AsUTF8(file);
+	if (name && (name[0] != '<'))
+		snprintf(where, size, " (%s:%ld)", name, PyLong_AsLong(line));
 	Py_XDECREF(line);
 	Py_XDECREF(file);
 	Py_XDECREF(code);
 	Py_XDECREF(frame);
+	PyErr_Clear();
+}
+
+/* The innermost frame that is in a file. Takes the traceback. */
+static void append_location(PyObject *traceback, char *why, size_t size)
+{
+	char where[512] = "";
+	size_t used = strlen(why);
+
+	while (traceback && (traceback != Py_None)) {
+		PyObject *next = PyObject_GetAttrString(traceback, "tb_next");
+
+		frame_location(traceback, where, sizeof(where));
+		Py_DECREF(traceback);
+		traceback = next;
+	}
 	Py_XDECREF(traceback);
 	PyErr_Clear();
+	snprintf(why + used, size - used, "%s", where);
+}
+
+static PyObject *raised_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+	return PyErr_GetRaisedException();
+#else
+	PyObject *type, *value, *traceback;
+
+	PyErr_Fetch(&type, &value, &traceback);
+	PyErr_NormalizeException(&type, &value, &traceback);
+	if (value && traceback)
+		PyException_SetTraceback(value, traceback);
+	Py_XDECREF(type);
+	Py_XDECREF(traceback);
+	return value;
+#endif
 }
 
 /* The pending exception as one line, "what: Type: text (file:line)". */
 static void take_exception(const char *what, char *why, size_t size)
 {
-	PyObject *type, *value, *traceback, *text = NULL;
+	PyObject *value = raised_exception(), *traceback, *text = NULL;
 	const char *utf8 = NULL;
 
-	PyErr_Fetch(&type, &value, &traceback);
-	PyErr_NormalizeException(&type, &value, &traceback);
+	traceback = value ? PyException_GetTraceback(value) : NULL;
 	if (value && (text = PyObject_Str(value)))
 		utf8 = PyUnicode_AsUTF8(text);
-	snprintf(why, size, "%s: %s: %s", what, type ? ((PyTypeObject *) type)->tp_name : "unknown error",
+	snprintf(why, size, "%s: %s: %s", what, value ? Py_TYPE(value)->tp_name : "unknown error",
 		 utf8 ? utf8 : "no text");
 	append_location(traceback, why, size);
 	for (char *c = why; *c; c++) {
@@ -260,9 +283,7 @@ static void take_exception(const char *what, char *why, size_t size)
 			*c = ' ';
 	}
 	Py_XDECREF(text);
-	Py_XDECREF(type);
 	Py_XDECREF(value);
-	Py_XDECREF(traceback);
 	PyErr_Clear();
 }
 

@@ -42,9 +42,7 @@ def insufficient(
     set_aside: SetAside,
     hints: Hints,
 ) -> str:
-    who = (
-        account if reason is Reason.INSUFFICIENT_FUNDS else f"your share of {account}"
-    )
+    who = account if reason is Reason.INSUFFICIENT_FUNDS else f"your share of {account}"
     lines = [
         f"{who} has {format_su(available_csu)} SU available; "
         f"this job could cost up to {format_su(estimate.cost_csu)} SU ({describe(estimate)})."
@@ -65,7 +63,9 @@ def insufficient(
     if fits:
         second.append(f"It would fit {', or '.join(fits)}.")
     else:
-        second.append("Nothing of it would fit; wait for jobs to end, or ask for more service units.")
+        second.append(
+            "Nothing of it would fit; wait for jobs to end, or ask for more service units."
+        )
     lines.append(" ".join(second))
     lines.append(f"See: slurm-banking balance {account}")
     return "\n".join(lines)

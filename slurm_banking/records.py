@@ -210,7 +210,9 @@ class QueuedJob:
     user_name: str = ""
     qos: Optional[str] = None
     array_job_id: Optional[int] = None
-    array_task_id: Optional[int] = None  #: None: not an array, or the record of the tasks not yet started
+    array_task_id: Optional[int] = (
+        None  #: None: not an array, or the record of the tasks not yet started
+    )
     tasks: int = 1  #: tasks in this record
     het_job_id: Optional[int] = None
     het_job_offset: Optional[int] = None
@@ -236,11 +238,15 @@ class Funds:
     kind: FundsKind
     user_id: Optional[int] = None
     limit_csu: Optional[int] = None  #: None unless LIMITED
-    remaining_csu: Optional[int] = None  #: limit - usage at the bank; may be negative. None unless LIMITED
+    remaining_csu: Optional[int] = (
+        None  #: limit - usage at the bank; may be negative. None unless LIMITED
+    )
     allocation: str = ""  #: the bank's id of the allocation (period) this speaks of
     start_time: Optional[int] = None  #: of the allocation period, unix seconds
     end_time: Optional[int] = None
-    reason: Optional[Reason] = None  #: for LIMITED with nothing to spend or refusals: UNKNOWN_ACCOUNT, UNKNOWN_USER, NO_ALLOCATION
+    reason: Optional[Reason] = (
+        None  #: for LIMITED with nothing to spend or refusals: UNKNOWN_ACCOUNT, UNKNOWN_USER, NO_ALLOCATION
+    )
     read_at: int = 0  #: unix seconds when the bank said so
 
 

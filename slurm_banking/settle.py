@@ -45,9 +45,7 @@ def prices_for(tx: Transaction, config: Config, at: Optional[int]) -> PriceList:
 def is_exempt(
     config: Config, *, account: Optional[str], user_name: str, user_id: int, qos: Optional[str]
 ) -> bool:
-    return policy.is_exempt(
-        config, account=account, user_name=user_name, user_id=user_id, qos=qos
-    )
+    return policy.is_exempt(config, account=account, user_name=user_name, user_id=user_id, qos=qos)
 
 
 def queued_estimate(config: Config, job: QueuedJob) -> Estimate:
@@ -115,9 +113,7 @@ def _grandfathered(tx: Transaction, run: Run) -> bool:
     )
 
 
-def start_run(
-    tx: Transaction, run: Run, config: Config, *, actor: str
-) -> Tuple[LedgerRun, bool]:
+def start_run(tx: Transaction, run: Run, config: Config, *, actor: str) -> Tuple[LedgerRun, bool]:
     """A run was seen to have started; idempotent. Its share comes out of its lien, or is the estimate of what is seen."""
     estimate = queued_estimate(config, _as_queued(run))
     return tx.start_run(

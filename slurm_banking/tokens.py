@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 KEY = "slurm_banking"
-_TOKEN = re.compile(
-    r"(?:^|;)" + KEY + r"=([0-9a-f]{32}):(\d{1,15}):([0-9A-Za-z._-]{1,32})(?=;|$)"
-)
+_TOKEN = re.compile(r"(?:^|;)" + KEY + r"=([0-9a-f]{32}):(\d{1,15}):([0-9A-Za-z._-]{1,32})(?=;|$)")
 
 
 @dataclass(frozen=True)

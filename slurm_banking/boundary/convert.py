@@ -114,9 +114,7 @@ def submission(ffi: Any, struct: Any, cluster: str) -> Submission:
         core_spec=number16(struct.core_spec),
         overcommit=struct.overcommit not in (0, NO_VAL8),
         exclusive=struct.shared == 0,
-        memory_mb=None
-        if memory in (NO_VAL64, INFINITE64)
-        else int(memory & ~MEM_PER_CPU),
+        memory_mb=None if memory in (NO_VAL64, INFINITE64) else int(memory & ~MEM_PER_CPU),
         memory_per_cpu=per_cpu,
         tres_per_job=text(ffi, struct.tres_per_job),
         tres_per_node=text(ffi, struct.tres_per_node),

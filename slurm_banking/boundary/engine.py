@@ -172,7 +172,7 @@ class Engine:
                 )
             )
 
-        return self._decide(config, sub, cost, 0, None, set_aside)
+        return self._decide(config, sub, cost, None, set_aside)
 
     def _without_funds(self, sub: Submission, config: Config) -> Optional[Verdict]:
         """What is decided before anything is estimated."""
@@ -219,28 +219,26 @@ class Engine:
         config: Config,
         sub: Submission,
         cost: Estimate,
-        freed_csu: int,
         job_id: Optional[int],
         set_aside: Callable[[Transaction, Reason], str],
-        find: Optional[Callable[[Transaction], int]] = None,
+        find: Optional[Callable[[Transaction], Tuple[int, int]]] = None,
     ) -> Verdict:
         """Check and set aside in one transaction; ask the relay once if the bank's word is missing or old.
 
-        ``find`` runs first in the transaction and returns what is set aside for the job already.
+        ``find`` runs first in the transaction: what the job costs, and what of that is set aside for it already.
         """
         account = sub.account or ""
         asked = False
+        cost_csu, freed_csu = cost.cost_csu, 0
         while True:
             now = int(time.time())
             try:
                 with self.ledger(config).transaction() as tx:
                     complete = self._ready(tx, config)
                     if find is not None:
-                        freed_csu = find(tx)
+                        cost_csu, freed_csu = find(tx)
                     view = tx.funds_view(account, sub.job_user_id)
-                    decision = decide(
-                        cost.cost_csu, view, config.policy.mode, freed_csu=freed_csu
-                    )
+                    decision = decide(cost_csu, view, config.policy.mode, freed_csu=freed_csu)
                     if not complete and decision.reason in FUNDS_REASONS | {Reason.FITS}:
                         # What is set aside for the jobs in Slurm's queue is not all there yet.
                         decision = Decision(Outcome.UNDECIDED, Reason.LEDGER_UNAVAILABLE)
@@ -328,9 +326,7 @@ class Engine:
             available_csu=decision.available_csu,
         )
 
-    def _hints(
-        self, sub: Submission, config: Config, available_csu: int, cost: Estimate
-    ) -> Hints:
+    def _hints(self, sub: Submission, config: Config, available_csu: int, cost: Estimate) -> Hints:
         try:
             return what_would_fit(
                 sub,
@@ -450,13 +446,20 @@ class Engine:
             )
         found: Dict[str, Any] = {}
 
-        def find(tx: Transaction) -> int:
+        def find(tx: Transaction) -> Tuple[int, int]:
             found["held"] = held = self._held(tx, update)
+            if held is None or held.account != sub.account:
+                return cost.cost_csu, 0
             if isinstance(held, LedgerRun):
-                return held.ledger_csu if held.account == sub.account else 0
-            if isinstance(held, Lien) and held.account == sub.account:
-                return held.amount_csu if held.counted else cost.cost_csu
-            return 0
+                now_csu = max(held.ledger_csu, cost.per_task_csu)
+                return now_csu, held.ledger_csu if held.counted else now_csu
+            # A lien speaks for all tasks of an array that have not started, whichever record was updated.
+            now_csu = held.tasks_left * max(
+                held.per_task_csu, held.proposed_csu or 0, cost.per_task_csu
+            )
+            if held.origin == "grandfathered":
+                return now_csu, now_csu
+            return now_csu, held.amount_csu if held.counted else 0
 
         def set_aside(tx: Transaction, reason: Reason) -> str:
             held = found["held"]
@@ -499,7 +502,7 @@ class Engine:
                 )
             return ""
 
-        verdict = self._decide(config, sub, cost, 0, update.job_id, set_aside, find)
+        verdict = self._decide(config, sub, cost, update.job_id, set_aside, find)
         if verdict.outcome is Outcome.REFUSED:
             return verdict
         return Verdict(
@@ -519,8 +522,8 @@ class Engine:
         token = tokens.parse(update.wanted.admin_comment)
         candidates = [
             lien
-            for lien in tx.liens_by_job(update.job_id)
-            + (tx.liens_by_job(update.array_job_id) if update.array_job_id else [])
+            for job_id in dict.fromkeys((update.job_id, update.array_job_id or update.job_id))
+            for lien in tx.liens_by_job(job_id)
             if lien.open and lien.user_id == update.wanted.job_user_id
         ]
         if not candidates and token is not None:

@@ -237,3 +237,18 @@ FROM (
 		UNION ALL SELECT account, 0, ledger_csu - bank_csu FROM runs)
 	GROUP BY account)
 WHERE kept != made;
+
+-- name: open_liens_page
+SELECT * FROM liens WHERE state != 'ended' AND (job_id, lien_id) > (?, ?) ORDER BY job_id, lien_id LIMIT ?;
+
+-- name: open_liens_unbound
+SELECT * FROM liens WHERE state != 'ended' AND job_id IS NULL ORDER BY lien_id LIMIT ?;
+
+-- name: running_runs_page
+SELECT * FROM runs WHERE state = 'running' AND (job_id, run_id) > (?, ?) ORDER BY job_id, run_id LIMIT ?;
+
+-- name: unconfirmed_since
+SELECT MIN(created_us) FROM liens WHERE state != 'ended' AND state = 'unconfirmed';
+
+-- name: count_open_liens
+SELECT COUNT(*) FROM liens WHERE state != 'ended';

@@ -167,7 +167,9 @@ class FundsView:
     def available_csu(self) -> Optional[int]:
         """The smaller of both; None when neither is limited."""
         sides = [
-            side for side in (self.account_available_csu, self.user_available_csu) if side is not None
+            side
+            for side in (self.account_available_csu, self.user_available_csu)
+            if side is not None
         ]
         return min(sides) if sides else None
 

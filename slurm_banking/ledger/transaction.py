@@ -278,6 +278,15 @@ class Transaction:
     def open_liens(self) -> Sequence[Lien]:
         return [_lien(row) for row in self._rows("open_liens")]
 
+    def open_liens_page(self, after: Optional[Lien], limit: int) -> Sequence[Lien]:
+        """Open liens bound to a job, by job id, from behind ``after``: for a look at all that holds nobody up."""
+        key = (-1, "") if after is None else (after.job_id, after.lien_id)
+        return [_lien(row) for row in self._rows("open_liens_page", (*key, limit))]
+
+    def open_liens_unbound(self, limit: int = MAX_ROWS) -> Sequence[Lien]:
+        """Open liens whose job is not known yet."""
+        return [_lien(row) for row in self._rows("open_liens_unbound", (limit,))]
+
     def liens_by_job(self, job_id: int) -> Sequence[Lien]:
         """Every lien that was ever bound to this job id, newest first."""
         return [_lien(row) for row in self._rows("liens_by_job", (job_id, job_id))]
@@ -518,6 +527,11 @@ class Transaction:
 
     def running_runs(self) -> Sequence[LedgerRun]:
         return [_ledger_run(row) for row in self._rows("running_runs")]
+
+    def running_runs_page(self, after: Optional[LedgerRun], limit: int) -> Sequence[LedgerRun]:
+        """Running runs by job id, from behind ``after``."""
+        key = (-1, 0) if after is None else (after.job_id, after.run_id)
+        return [_ledger_run(row) for row in self._rows("running_runs_page", (*key, limit))]
 
     def runs_by_job(self, job_id: int) -> Sequence[LedgerRun]:
         return [_ledger_run(row) for row in self._rows("runs_by_job", {"job_id": job_id})]
@@ -1004,7 +1018,9 @@ class Transaction:
     def entries_by_account(
         self, account: str, since_us: int = 0, until_us: int = 2**62
     ) -> Sequence[LedgerEntry]:
-        return [_entry(row) for row in self._rows("entries_by_account", (account, since_us, until_us))]
+        return [
+            _entry(row) for row in self._rows("entries_by_account", (account, since_us, until_us))
+        ]
 
     def entries_by_lien(self, lien_id: str, limit: int = MAX_ROWS) -> Sequence[LedgerEntry]:
         return [_entry(row) for row in self._rows("entries_by_lien", (lien_id, limit))]
@@ -1021,6 +1037,14 @@ class Transaction:
     ) -> Sequence[LedgerRun]:
         wanted = {"account": account, "user_id": user_id, "limit": limit}
         return [_ledger_run(row) for row in self._rows("running_runs_of", wanted)]
+
+    def unconfirmed_since(self) -> Optional[int]:
+        """When the oldest lien was opened that Slurm was not yet seen to have the job of (unix microseconds)."""
+        row = self._run("unconfirmed_since").fetchone()
+        return None if row[0] is None else int(row[0])
+
+    def count_open_liens(self) -> int:
+        return int(self._run("count_open_liens").fetchone()[0])
 
     def running_at_bank(self, account: str) -> int:
         """What the bank's usage holds already for runs that still run."""
@@ -1061,7 +1085,9 @@ class Transaction:
     def check(self) -> Sequence[str]:
         """What does not add up: one line each; empty when all does."""
         problems = [row["problem"] for row in self._rows("check_exposure")]
-        problems += [str(row[0]) for row in self._connection.execute("PRAGMA quick_check") if row[0] != "ok"]
+        problems += [
+            str(row[0]) for row in self._connection.execute("PRAGMA quick_check") if row[0] != "ok"
+        ]
         return problems
 
 
@@ -1102,9 +1128,7 @@ def _ledger_run(row: Mapping[str, Any]) -> LedgerRun:
 
 
 def _posting(row: Mapping[str, Any]) -> Posting:
-    run = _ledger_run(
-        {key: value for key, value in row.items() if not key.startswith("posting_")}
-    )
+    run = _ledger_run({key: value for key, value in row.items() if not key.startswith("posting_")})
     amount = int(row["posting_amount_csu"])
     if row["posting_kind"] == "charge":
         # The entry says how far the charge was from the lien; the run, what it was, and what was restated since.

@@ -109,7 +109,8 @@ class Sacct:
     def read_jobs(self, job_ids: Sequence[int]) -> Mapping[int, Tuple[Run, ...]]:
         """Every run of these jobs that slurmdbd has, ended or not, oldest first, with its restart count.
 
-        A job id that slurmdbd does not know is missing. ``end_time`` is None for what has not ended.
+        By the run's own job id. Asked for an array's job id, the runs of all its tasks are there too. A job id that
+        slurmdbd does not know is missing. ``end_time`` is None for what has not ended.
 
         :raises SlurmUnavailable: as above.
         """
@@ -117,9 +118,12 @@ class Sacct:
         for first in range(0, len(job_ids), JOBS_PER_CALL):
             wanted = frozenset(job_ids[first : first + JOBS_PER_CALL])
             arguments = ["--jobs", ",".join(str(job_id) for job_id in sorted(wanted))]
+            told: Dict[int, List[Run]] = {}
             for row in self._read([*arguments, "--starttime", _time(86400)]):
-                if row.run.job_id in wanted and row.whole:
-                    found.setdefault(row.run.job_id, []).append(row.run)
+                run = row.run
+                if row.whole and (run.job_id in wanted or run.array_job_id in wanted):
+                    told.setdefault(run.job_id, []).append(run)
+            found.update(told)
         return {job_id: _counted(_joined(runs)) for job_id, runs in found.items()}
 
     def read_run(self, job_id: int, submit_time: int) -> Optional[Run]:

@@ -61,7 +61,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
         return
     for cluster in list(_sites):
         try:
-            lines = [line for line in cluster.log("slurmctld").splitlines() if "slurm_banking" in line]
+            lines = [
+                line for line in cluster.log("slurmctld").splitlines() if "slurm_banking" in line
+            ]
             report.sections.append(("slurm_banking in slurmctld.log", "\n".join(lines[-60:])))
             relay = (cluster.state_dir / "relay.log").read_text(errors="replace").splitlines()
             report.sections.append(("relay.log", "\n".join(relay[-60:])))

@@ -69,7 +69,13 @@ def test_nobody_sets_aside_in_an_account_that_is_not_theirs(site: BankedCluster)
 def test_nobody_touches_the_lien_of_anothers_job(site: BankedCluster) -> None:
     job = pending_job(site)
     before = entries(site, "fc_alpha"), lien_of(site, job)
-    for change in ("TimeLimit=1", "TimeLimit=600", "NumCPUs=8", "Partition=debug", "Account=fc_gamma"):
+    for change in (
+        "TimeLimit=1",
+        "TimeLimit=600",
+        "NumCPUs=8",
+        "Partition=debug",
+        "Account=fc_gamma",
+    ):
         answer = site.run_as("sb-mallory", ["scontrol", "update", f"job={job}", change])
         assert answer.returncode != 0, change
     assert (entries(site, "fc_alpha"), lien_of(site, job)) == before
@@ -83,7 +89,9 @@ def test_an_update_that_slurm_refuses_lowers_nothing(site: BankedCluster) -> Non
     def run() -> dict[str, Any]:
         return site.ledger_rows("SELECT * FROM runs WHERE job_id = ?", [job])[0]
 
-    wait_until(lambda: site.ledger_rows("SELECT 1 FROM runs WHERE job_id = ?", [job]), 20, "the run")
+    wait_until(
+        lambda: site.ledger_rows("SELECT 1 FROM runs WHERE job_id = ?", [job]), 20, "the run"
+    )
     wait_until(lambda: run()["ledger_csu"] == 6000, 20, "the run's share")
     answer = site.run_as(
         "sb-alice", ["scontrol", "update", f"job={job}", "TimeLimit=1", "QOS=nosuchqos"]
@@ -120,7 +128,9 @@ def test_a_copied_token_is_worth_nothing(site: BankedCluster) -> None:
 @pytest.fixture(scope="module")
 def forger(site: BankedCluster) -> Path:
     """The API client, compiled against the headers of Slurm's source."""
-    variables = [f"SLURM_SRC={tree}" for tree in [__import__("os").environ.get("SLURM_SRC")] if tree]
+    variables = [
+        f"SLURM_SRC={tree}" for tree in [__import__("os").environ.get("SLURM_SRC")] if tree
+    ]
     tree = subprocess.run(
         ["make", "-s", "-C", str(CHECKOUT / "csrc"), "slurm-tree", *variables],
         capture_output=True, text=True, check=True, timeout=300,
@@ -152,7 +162,9 @@ def test_a_forged_token_in_the_admin_comment_is_worth_nothing(
         job = int(answer.stdout)
 
         def charged() -> list[dict[str, Any]]:
-            return site.ledger_rows("SELECT * FROM runs WHERE job_id = ? AND state = 'ended'", [job])
+            return site.ledger_rows(
+                "SELECT * FROM runs WHERE job_id = ? AND state = 'ended'", [job]
+            )
 
         wait_until(charged, 30, "the forger's own run to be charged", 0.2)
         (run,) = charged()

@@ -52,7 +52,10 @@ def tcp_remote_ports(pid: int) -> set[int]:
 def decision_times_us(site: BankedCluster, since: int) -> list[int]:
     """``elapsed_us`` of the submissions that slurmctld logged after that many bytes of its log."""
     text = (site.log_dir / "slurmctld.log").read_text()[since:]
-    return [int(found) for found in re.findall(r"slurm_banking: submission_\w+ .*elapsed_us=(\d+)", text)]
+    return [
+        int(found)
+        for found in re.findall(r"slurm_banking: submission_\w+ .*elapsed_us=(\d+)", text)
+    ]
 
 
 def log_size(site: BankedCluster) -> int:
@@ -149,7 +152,9 @@ def submit_and_time(site: BankedCluster, count: int) -> list[int]:
 
 
 def check_bounded(times_us: list[int], label: str) -> None:
-    print(f"{label}: max {max(times_us)} us, median of the rest {statistics.median(times_us[3:])} us")
+    print(
+        f"{label}: max {max(times_us)} us, median of the rest {statistics.median(times_us[3:])} us"
+    )
     assert max(times_us) <= 250_000, times_us
     assert max(times_us[3:]) <= 50_000, f"none after the first few: {times_us}"
 
@@ -159,7 +164,9 @@ def wait_stale() -> None:
     time.sleep(4)
 
 
-def test_with_the_relay_hung_a_submission_waits_little_and_soon_not_at_all(site: BankedCluster) -> None:
+def test_with_the_relay_hung_a_submission_waits_little_and_soon_not_at_all(
+    site: BankedCluster,
+) -> None:
     pid = relay_pid(site)
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -37,7 +37,9 @@ def runs_of(site: BankedCluster, job: int) -> list[dict[str, Any]]:
     )
 
 
-def wait_runs(site: BankedCluster, job: int, count: int, state: str, timeout_s: float = 30) -> list[Any]:
+def wait_runs(
+    site: BankedCluster, job: int, count: int, state: str, timeout_s: float = 30
+) -> list[Any]:
     wait_until(
         lambda: len([row for row in runs_of(site, job) if row["state"] == state]) >= count,
         timeout_s,
@@ -112,7 +114,9 @@ def test_default_partition_account_and_time_are_resolved(site: BankedCluster) ->
     assert lien["amount_csu"] == 6000, "one CPU in main for its DefaultTime of ten minutes"
 
 
-def test_an_exclusive_partition_sets_whole_nodes_aside_and_charges_them(site: BankedCluster) -> None:
+def test_an_exclusive_partition_sets_whole_nodes_aside_and_charges_them(
+    site: BankedCluster,
+) -> None:
     job = site.sbatch("sb-alice", "-p", "exclusive", SECONDS, script="sleep 1")
     (run,) = wait_runs(site, job, 1, "ended")
     assert run["cpus"] == 8 and run["lien_csu"] == 8 * 1200
@@ -187,7 +191,9 @@ def test_an_array_charges_each_task(site: BankedCluster) -> None:
     assert all(run["charge_csu"] == run["elapsed_s"] * 10 for run in runs)
 
 
-def test_scontrol_update_up_is_set_aside_at_once_and_down_when_slurm_did_it(site: BankedCluster) -> None:
+def test_scontrol_update_up_is_set_aside_at_once_and_down_when_slurm_did_it(
+    site: BankedCluster,
+) -> None:
     job = site.sbatch("sb-alice", "--time=1", held(site))
     assert lien_of(site, job)["amount_csu"] == 600
     site.run_as("sb-alice", ["scontrol", "update", f"job={job}", "TimeLimit=5"], check=True)
@@ -207,7 +213,9 @@ def test_scontrol_update_beyond_the_funds_is_refused(site: BankedCluster) -> Non
     assert lien_of(site, job)["amount_csu"] == 600
 
 
-def test_bank_down_jobs_go_on_and_everything_is_delivered_when_it_is_back(site: BankedCluster) -> None:
+def test_bank_down_jobs_go_on_and_everything_is_delivered_when_it_is_back(
+    site: BankedCluster,
+) -> None:
     site.stop_bank()
     try:
         jobs = [site.sbatch("sb-alice", SECONDS, script="sleep 1") for _ in range(3)]

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.rig.banked import BankedCluster
-from tests.rig.cluster import RigError, wait_until
+from tests.rig.cluster import Cluster, RigError, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -24,7 +25,7 @@ def broken_python(site: BankedCluster) -> str:
 
 
 def missing_package(site: BankedCluster) -> str:
-    (site.stage_dir / "lib" / "slurm_banking").rename(site.root / "gone")
+    shutil.rmtree(site.stage_dir / "lib" / "slurm_banking")
     return "slurm_banking"
 
 
@@ -45,110 +46,112 @@ def our_lines(site: BankedCluster) -> str:
     return "\n".join(line for line in site.log("slurmctld").splitlines() if "slurm_banking" in line)
 
 
-def restart_broken(site: BankedCluster, how: str, on_error: str) -> str:
-    site.stop_daemon("slurmctld")
-    site.policy = f'on_plugin_error = "{on_error}"'
+@pytest.fixture(scope="module")
+def breakable() -> Iterator[BankedCluster]:
+    """Without a relay: what is looked at is slurmctld alone."""
+    site = BankedCluster(relay='start = "none"')
+    try:
+        Cluster.start(site)
+        shutil.copytree(site.stage_dir / "lib", site.root / "pristine")
+        yield site
+    finally:
+        site.stop()
+
+
+@pytest.fixture
+def site(breakable: BankedCluster) -> Iterator[BankedCluster]:
+    """slurmctld stopped, everything whole; whatever a test broke is mended after it."""
+    site = breakable
+    if site.pid("slurmctld") is not None:
+        site.stop_daemon("slurmctld")
+    (site.log_dir / "slurmctld.log").unlink(missing_ok=True)
+    yield site
+    shutil.rmtree(site.stage_dir / "lib")
+    shutil.copytree(site.root / "pristine", site.stage_dir / "lib")
+    away = site.root / "away"
+    if away.exists():
+        away.rename(site.state_dir)
+    shutil.chown(site.state_dir, "slurm", "slurm")
+    site.state_dir.chmod(0o700)
+    site.policy = ""
     site.write_banking()
-    word = BREAKS[how](site)
-    (site.log_dir / "slurmctld.log").unlink()
-    site.start_slurmctld()
-    return word
 
 
 @pytest.mark.parametrize("how", list(BREAKS))
 @pytest.mark.parametrize("on_error", ["accept", "reject", "abort"])
 def test_a_broken_plugin_behaves_as_configured_and_says_why(
-    make_site: Any, how: str, on_error: str
+    site: BankedCluster, how: str, on_error: str
 ) -> None:
-    site: BankedCluster = make_site(relay='start = "none"', start=False)
-    site.prepare()
-    Cluster_start(site)
+    site.policy = f'on_plugin_error = "{on_error}"'
+    site.write_banking()
+    word = BREAKS[how](site)
     if on_error == "abort":
         with pytest.raises(RigError, match="slurmctld"):
-            restart_broken(site, how, on_error)
-        word = {"broken Python": "SyntaxError", "missing package": "slurm_banking"}.get(how, "main")
-        assert word in our_lines(site)
-        assert "abort" in our_lines(site)
+            site.start_slurmctld()
+        assert word in our_lines(site) and "on_plugin_error=abort" in our_lines(site)
         return
-    word = restart_broken(site, how, on_error)
+    site.start_slurmctld()
     assert word in our_lines(site), "the reason is in the log"
     answer = site.try_sbatch("sb-alice", "--time=1")
     if on_error == "accept":
         assert answer.returncode == 0
         site.wait_job(int(answer.stdout), timeout_s=30)
     else:
-        assert answer.returncode != 0
-        assert "sbatch: error:" in answer.stderr
+        assert answer.returncode != 0 and "sbatch: error:" in answer.stderr
     assert site.pid("slurmctld") is not None
 
 
-def Cluster_start(site: BankedCluster) -> None:
-    """Started without waiting for a relay, which these clusters do not have."""
-    from tests.rig.cluster import Cluster
+@pytest.mark.parametrize("what", ["missing", "wrong owner", "open to others"])
+def test_a_state_directory_that_cannot_be_used_is_named_and_jobs_go_on(
+    site: BankedCluster, what: str
+) -> None:
+    state = site.state_dir
+    if what == "missing":
+        state.rename(site.root / "away")
+    elif what == "wrong owner":
+        shutil.chown(state, "root", "root")
+    else:
+        state.chmod(0o755)
+    site.start_slurmctld()
+    assert "ledger_unavailable" in our_lines(site) and str(state) in our_lines(site)
+    answer = site.try_sbatch("sb-alice", "--time=1")
+    assert answer.returncode == 0 and "could not be set aside" in answer.stderr
 
-    Cluster.start(site)
 
-
-def test_a_missing_token_is_the_relays_line_and_jobs_go_on(make_site: Any) -> None:
+@pytest.fixture
+def with_relay(make_site: Any) -> BankedCluster:
     site: BankedCluster = make_site(start=False)
-    site.prepare()
-    token = site.etc_dir / "bank-token"
-    Cluster_start(site)
-    token.unlink()
-    for pid in [site.relay_pid()]:
-        if pid is not None:
-            import os
-            import signal
+    Cluster.start(site)
+    return site
 
-            os.kill(pid, signal.SIGTERM)
+
+def test_a_missing_token_is_the_relays_line_and_jobs_go_on(with_relay: BankedCluster) -> None:
+    site = with_relay
+    token = site.etc_dir / "bank-token"
+    wait_until(lambda: site.relay_pid() is not None, 20, "the relay to start")
+    pid = site.relay_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: site.relay_pid() is None, 10, "the relay to end")
+    token.unlink()
     site.restart_slurmctld()
     relay_log = site.state_dir / "relay.log"
-    wait_until(
-        lambda: relay_log.exists() and str(token) in relay_log.read_text(), 20, "the relay to name the token"
-    )
-    answer = site.try_sbatch("sb-alice", "--time=1", script="sleep 1")
-    assert answer.returncode == 0
-    job = int(answer.stdout)
+    wait_until(lambda: str(token) in relay_log.read_text(), 20, "the relay to name the token")
+    job = site.sbatch("sb-alice", "--time=1", script="sleep 1")
 
     def charged() -> list[dict[str, Any]]:
         return site.ledger_rows("SELECT * FROM runs WHERE job_id = ? AND state = 'ended'", [job])
 
     wait_until(charged, 30, "the run to be charged in the ledger")
-    assert site.ledger_rows("SELECT COUNT(*) AS n FROM outbox")[0]["n"] >= 1, "kept until there is one"
+    assert site.ledger_rows("SELECT COUNT(*) AS n FROM outbox")[0]["n"] >= 1, (
+        "kept until there is one"
+    )
     site.make_token_again(token)
     site.settle()
     site.assert_agreement()
 
-
-def test_a_token_that_others_can_read_is_refused_by_name(make_site: Any) -> None:
-    site: BankedCluster = make_site(start=False)
-    site.prepare()
-    Cluster_start(site)
-    token = site.etc_dir / "bank-token"
+    # and one that others can read: named, with what to do
     token.chmod(0o644)
     result = site.banking("check-config", check=False)
-    assert result.returncode != 0
-    assert str(token) in result.stdout + result.stderr and "chmod 600" in result.stdout + result.stderr
-
-
-@pytest.mark.parametrize("what", ["missing", "wrong owner", "open to others"])
-def test_a_state_directory_that_cannot_be_used_is_named_and_jobs_go_on(make_site: Any, what: str) -> None:
-    site: BankedCluster = make_site(relay='start = "none"', start=False)
-    site.prepare()
-    Cluster_start(site)
-    site.stop_daemon("slurmctld")
-    (site.log_dir / "slurmctld.log").unlink()
-    state: Path = site.state_dir
-    if what == "missing":
-        state.rename(site.root / "away")
-    elif what == "wrong owner":
-        import shutil
-
-        shutil.chown(state, "root", "root")
-    else:
-        state.chmod(0o755)
-    site.start_slurmctld()
-    time.sleep(0.5)
-    assert "ledger_unavailable" in our_lines(site) and str(state) in our_lines(site)
-    answer = site.try_sbatch("sb-alice", "--time=1")
-    assert answer.returncode == 0 and "could not be set aside" in answer.stderr
+    said = result.stdout + result.stderr
+    assert result.returncode != 0 and str(token) in said and "chmod 600" in said

@@ -387,6 +387,8 @@ static void set_job(const char *key, char *value)
 		job.array_recs = &array_recs;
 		job.array_job_id = job.job_id;
 		array_recs.task_cnt = number;
+	} else if (!strcmp(key, "num_tasks")) {
+		details.num_tasks = number;
 	} else if (!strcmp(key, "bare")) {	/* whatever may be missing is missing */
 		job.details = NULL;
 		job.qos_ptr = NULL;

@@ -284,6 +284,12 @@ def test_a_running_job_is_priced_in_the_partition_it_runs_in(layout: Layout) -> 
     assert (update["job_state"], update["total_cpus"]) == (1, 4)
 
 
+def test_a_zero_in_a_record_is_something_not_given(layout: Layout) -> None:
+    wanted = updated(layout, "name=x num_tasks=0", "time_limit=90")["wanted"]
+    assert (wanted["num_tasks"], wanted["max_nodes"]) == (NO_VAL, NO_VAL)
+    assert (wanted["ntasks_per_node"], wanted["pn_min_cpus"]) == (NO_VAL16, NO_VAL16)
+
+
 def test_an_end_time_is_a_longer_limit(layout: Layout) -> None:
     update = updated(layout, "name=x state=1 part=long end_time=10000", "end_time=13600")
     assert update["wanted"]["time_limit_min"] == 60 + 60

@@ -132,7 +132,7 @@ def test_the_child_is_detached_and_has_a_deadline(node: Node) -> None:
     ],
 )
 def test_no_other_node_reports(changes: Dict[str, Optional[str]], node: Node) -> None:
-    node.prolog(**changes)
+    node.prolog(**changes)  # type: ignore[arg-type]
     assert node.no_report()
 
 

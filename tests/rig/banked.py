@@ -17,12 +17,13 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,10 @@ class Line:
 
 
 class BankedCluster(Cluster):
-    """`policy`, `api`, `relay`: lines added to those sections of bank-config.toml; `start_bank`: False leaves it down."""
+    """`policy`, `api`, `relay`: lines added to those sections of bank-config.toml.
+
+    `tell`: called with one line for each thing that coming up begins.
+    """
 
     def __init__(
         self,
@@ -124,9 +128,11 @@ class BankedCluster(Cluster):
         funds: Mapping[str, str] = FUNDS,
         plugins: bool = True,
         node_token: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
         **options: Any,
     ) -> None:
-        super().__init__(plugins=PluginSet(stage=stage) if plugins else None, **options)
+        super().__init__(plugins=PluginSet(stage=self._install) if plugins else None, **options)
+        self.tell = tell
         self._with_plugins = plugins
         self.policy, self.api, self.relay_lines = policy, api, relay
         self.prices, self.bank_funds = dict(prices), dict(funds)
@@ -135,8 +141,36 @@ class BankedCluster(Cluster):
 
     # -- coming up --------------------------------------------------------------------------------------------------
 
+    def _install(self, destination: Path) -> None:
+        there = "SLURM_SRC" in os.environ or (BUILD / "slurm-src").exists()
+        self.tell(
+            "building the plugins and installing them"
+            + ("" if there else ", after fetching Slurm's source (this once)")
+        )
+        stage(destination)
+
+    def env(self) -> dict[str, str]:
+        """With `slurm-banking` in PATH; it finds bank-config.toml beside slurm.conf."""
+        env = super().env()
+        return {**env, "PATH": f"{self.root}/stage/bin:{env['PATH']}"}
+
+    def spawn(self, name: str, argv: Sequence[str], **options: Any) -> int:
+        self.tell(f"starting {name}")
+        return super().spawn(name, argv, **options)
+
+    def sacctmgr(self, *args: str, timeout_s: float = 60) -> str:
+        if args[:1] == ("load",):
+            self.tell("loading accounts and users into slurmdbd")
+        return super().sacctmgr(*args, timeout_s=timeout_s)
+
     def _write_configuration(self) -> None:
         super()._write_configuration()
+        lines = [
+            f"export {key}={shlex.quote(value)}\n"
+            for key, value in self.env().items()
+            if key in ("PATH", "SLURM_CONF")
+        ]
+        self.write_file(self.root / "env.sh", "".join(lines))
         self.bank_port = _free_port()
         self.write_banking()
 
@@ -183,6 +217,7 @@ class BankedCluster(Cluster):
 
     def set_up_bank(self) -> None:
         """Accounts, members, allocations and tokens; then the bank itself."""
+        self.tell("setting up the bank: accounts, members, allocations, tokens")
         (self.root / "bank").mkdir(mode=0o700)
         self.bank("migrate")
         today = datetime.date.today()
@@ -247,16 +282,7 @@ class BankedCluster(Cluster):
         self, *arguments: str, user: str = "root", check: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """``slurm-banking …`` as a user of the controller host."""
-        result = self.run_as(
-            user,
-            [
-                str(self.stage_dir / "bin" / "slurm-banking"),
-                "--config",
-                str(self.bank_config),
-                *arguments,
-            ],
-            timeout,
-        )
+        result = self.run_as(user, ["slurm-banking", *arguments], timeout)
         if check and result.returncode != 0:
             raise RigError(
                 f"slurm-banking {' '.join(arguments)}: status {result.returncode}: {result.stderr.strip()}"
@@ -276,18 +302,31 @@ class BankedCluster(Cluster):
             return None
         return pid
 
+    def status(self) -> dict[str, Any] | None:
+        """What the relay says of itself, well or not; None while it does not answer."""
+        result = self.banking("status", "--json", check=False)
+        if not result.stdout.startswith("{"):
+            return None
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
     def wait_ready(self, timeout_s: float = 30) -> None:
         """The relay answers and the ledger was compared with Slurm."""
 
         def ready() -> bool:
-            result = self.banking("status", "--json", check=False)
-            return result.returncode == 0 and bool(json.loads(result.stdout).get("complete"))
+            status = self.status()
+            return status is not None and bool(status["ledger_complete"])
 
-        wait_until(ready, timeout_s, "the relay to be ready", 0.2)
+        try:
+            wait_until(ready, timeout_s, "the relay to be ready", 0.2)
+        except RigError as error:
+            said = self.banking("status", check=False)
+            raise RigError(f"{error}: {(said.stderr or said.stdout).strip()}") from None
 
     def start(self) -> None:
         super().start()
         if self._with_plugins:
+            self.tell("waiting for the relay to be ready")
             self.wait_ready()
 
     # -- the books --------------------------------------------------------------------------------------------------
@@ -390,7 +429,9 @@ class BankedCluster(Cluster):
             charged = self.ledger_rows(
                 "SELECT job_id, submit_time FROM runs WHERE state = 'ended' AND charge_csu IS NOT NULL"
             )
-            return set(self.sacct_costs()) == {(row["job_id"], row["submit_time"]) for row in charged}
+            return set(self.sacct_costs()) == {
+                (row["job_id"], row["submit_time"]) for row in charged
+            }
 
         wait_until(settled, timeout_s, "the outbox to be empty and every ended run charged", 0.3)
 
@@ -409,8 +450,7 @@ class BankedCluster(Cluster):
             at_bank = bank.pop(row["bank_job_id"], None) if row and row["bank_job_id"] else None
             lines.append(
                 Line(
-                    run=f"{key[0]}"
-                    + (f"-r{row['restart_count']}" if row and row["restart_count"] else ""),
+                    run=_run_name(key[0], row),
                     ledger_su=None if row is None else Decimal(row["charge_csu"]).scaleb(-2),
                     bank_su=None if at_bank is None else Decimal(at_bank["amount"]),
                     sacct_su=sacct.get(key),
@@ -456,6 +496,16 @@ class BankedCluster(Cluster):
                 f"{account}: the bank counts {usage} SU, the ledger {expected} SU"
             )
         return lines
+
+
+def _run_name(job_id: int, row: Mapping[str, Any] | None) -> str:
+    """As squeue writes it, with the restart if it is not the first run."""
+    if row is None:
+        return str(job_id)
+    name = str(job_id)
+    if row["array_job_id"] is not None and row["array_task_id"] is not None:
+        name = f"{row['array_job_id']}_{row['array_task_id']}"
+    return name + (f"-r{row['restart_count']}" if row["restart_count"] else "")
 
 
 def _find(shown: Any, *names: str) -> Any:

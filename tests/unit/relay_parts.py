@@ -94,9 +94,7 @@ class Relay:
         path = directory / "bank-config.toml"
         path.write_text(CONFIG.format(directory=directory))
         self.config = configuration.load(str(path), in_slurmctld=False)
-        self.ledger = Ledger(
-            self.config.ledger.state_dir, "demo", check_directory=False
-        )
+        self.ledger = Ledger(self.config.ledger.state_dir, "demo", check_directory=False)
         self.members = Members()
         self.bank = Bank(self.ledger)
         self.nudges: List[float] = []
@@ -122,6 +120,7 @@ class Relay:
         )
         with self.ledger.transaction() as tx:
             settle.record_prices(tx, self.config)
+            tx.set_meta("created", "0")  # older than every job of a test
 
     @property
     def socket(self) -> str:
@@ -159,9 +158,7 @@ class Relay:
 
     @contextlib.contextmanager
     def listening(self, **options: Any) -> Iterator[Listener]:
-        listener = Listener(
-            self.socket, self.questions, privileged=Questions.privileged, **options
-        )
+        listener = Listener(self.socket, self.questions, privileged=Questions.privileged, **options)
         listener.start()
         try:
             yield listener

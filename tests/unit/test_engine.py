@@ -78,7 +78,9 @@ class Site:
         with self.ledger.transaction() as tx:
             tx.put_funds(funds_of("fc_alpha", csu, read_at=now))
             tx.put_funds(
-                funds_of("fc_alpha", csu if user_csu is None else user_csu, user_id=1001, read_at=now)
+                funds_of(
+                    "fc_alpha", csu if user_csu is None else user_csu, user_id=1001, read_at=now
+                )
             )
             tx.set_meta("complete", "1" if complete else "0")
 
@@ -155,7 +157,9 @@ def test_each_refusal_has_its_own_reason_and_writes_nothing(
     assert words in verdict.message and not site.liens()
 
 
-@pytest.mark.parametrize("reason", [Reason.UNKNOWN_ACCOUNT, Reason.UNKNOWN_USER, Reason.NO_ALLOCATION])
+@pytest.mark.parametrize(
+    "reason", [Reason.UNKNOWN_ACCOUNT, Reason.UNKNOWN_USER, Reason.NO_ALLOCATION]
+)
 def test_what_the_bank_does_not_know_is_a_refusal_of_its_own(site: Site, reason: Reason) -> None:
     now = int(time.time())
     user_id = 1001 if reason is Reason.UNKNOWN_USER else None
@@ -191,7 +195,9 @@ def test_exempt_is_accepted_and_not_banked(tmp_path: Path, policy: str) -> None:
 def test_an_exception_accepts_what_does_not_fit_and_says_why(site: Site) -> None:
     site.give(10)
     with site.ledger.transaction() as tx:
-        tx.allow(user_id=1001, job_id=None, until=int(time.time()) + 60, reason="deadline", actor="root")
+        tx.allow(
+            user_id=1001, job_id=None, until=int(time.time()) + 60, reason="deadline", actor="root"
+        )
     verdict = site.engine.submit(a_submission())
     assert verdict.reason is Reason.ALLOWED and "deadline" in verdict.message
     assert len(site.liens()) == 1
@@ -322,7 +328,11 @@ def test_a_configuration_that_was_never_good_says_so(tmp_path: Path) -> None:
 def an_update(lien_job: int = 7, **changes: Any) -> JobUpdate:
     running = changes.pop("running", False)
     return JobUpdate(
-        wanted=a_submission(**changes), job_id=lien_job, submit_time=SUBMITTED, running=running, total_cpus=1
+        wanted=a_submission(**changes),
+        job_id=lien_job,
+        submit_time=SUBMITTED,
+        running=running,
+        total_cpus=1,
     )
 
 
@@ -335,7 +345,9 @@ def confirm(site: Site, job_id: int = 7) -> None:
         )  # fmt: skip
 
 
-def test_an_update_that_costs_more_is_set_aside_at_once_and_a_cheaper_one_changes_nothing(site: Site) -> None:
+def test_an_update_that_costs_more_is_set_aside_at_once_and_a_cheaper_one_changes_nothing(
+    site: Site,
+) -> None:
     site.engine.submit(a_submission(time_limit_min=60))
     confirm(site)
     assert site.engine.update(an_update(time_limit_min=300)).outcome is Outcome.ACCEPTED
@@ -371,7 +383,9 @@ def test_an_update_of_a_running_job_raises_its_share(site: Site) -> None:
     confirm(site)
     with site.ledger.transaction() as tx:
         tx.start_run(a_run(state="RUNNING", end_time=None), share_csu=1, inputs={}, actor="test")
-    assert site.engine.update(an_update(time_limit_min=300, running=True)).outcome is Outcome.ACCEPTED
+    assert (
+        site.engine.update(an_update(time_limit_min=300, running=True)).outcome is Outcome.ACCEPTED
+    )
     with site.ledger.transaction() as tx:
         assert tx.running_runs()[0].ledger_csu == 500
         assert tx.funds_view("fc_alpha", 1001).available_csu == 500

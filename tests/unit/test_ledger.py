@@ -36,7 +36,9 @@ def available(tx: Transaction) -> int | None:
 
 
 def end(tx: Transaction, charge_csu: int, **changes: Any) -> Any:
-    return tx.end_run(a_run(**changes), charge_csu=charge_csu, share_csu=100, inputs={}, actor="test")
+    return tx.end_run(
+        a_run(**changes), charge_csu=charge_csu, share_csu=100, inputs={}, actor="test"
+    )
 
 
 def bound(tx: Transaction, job_id: int = 7, tasks: int = 1) -> str:
@@ -77,7 +79,9 @@ def test_a_second_end_with_another_cost_restates_the_charge(ledger: Ledger) -> N
         assert kinds.count("charge") == 1 and kinds.count("restated") == 1
 
 
-def test_another_user_under_one_run_is_a_conflict_and_leaves_the_ledger_alone(ledger: Ledger) -> None:
+def test_another_user_under_one_run_is_a_conflict_and_leaves_the_ledger_alone(
+    ledger: Ledger,
+) -> None:
     with ledger.transaction() as tx:
         bound(tx)
         end(tx, 40)
@@ -187,7 +191,9 @@ def test_an_acknowledgement_does_not_change_what_is_available(ledger: Ledger) ->
         assert account is not None and account.remaining_csu == 9_960
 
 
-def test_a_restated_run_stays_in_the_outbox_when_the_older_end_is_acknowledged(ledger: Ledger) -> None:
+def test_a_restated_run_stays_in_the_outbox_when_the_older_end_is_acknowledged(
+    ledger: Ledger,
+) -> None:
     with ledger.transaction() as tx:
         bound(tx)
         end(tx, 40)
@@ -202,7 +208,9 @@ def test_runs_of_an_earlier_allocation_leave_the_sum_when_it_is_renewed(ledger: 
     with ledger.transaction() as tx:
         bound(tx)
         end(tx, 40)
-        tx.put_funds(funds_of("fc_alpha", 5_000, allocation="2@2027-01-01", start_time=SUBMITTED + 1_000))
+        tx.put_funds(
+            funds_of("fc_alpha", 5_000, allocation="2@2027-01-01", start_time=SUBMITTED + 1_000)
+        )
         tx.put_funds(funds_of("fc_alpha", 5_000, user_id=1001, allocation="2@2027-01-01"))
         assert available(tx) == 5_000
 

@@ -34,9 +34,7 @@ def relay() -> Iterator[Relay]:
 
 
 def ping(relay: Relay, deadline_s: float = 2.0) -> Any:
-    return client.ask(
-        relay.socket, {"op": "ping"}, deadline_s, allowed_owner_uids={os.getuid()}
-    )
+    return client.ask(relay.socket, {"op": "ping"}, deadline_s, allowed_owner_uids={os.getuid()})
 
 
 def connect(relay: Relay) -> socket.socket:

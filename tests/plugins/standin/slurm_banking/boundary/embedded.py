@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+# mypy: ignore-errors
 """A stand-in for the policy engine, for the tests of the C side: it does what the job's name says."""
 
 from __future__ import annotations

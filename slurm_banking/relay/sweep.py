@@ -1,0 +1,1107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Confirm and sweep: make the ledger follow Slurm's queue and slurmdbd.
+
+A hook proposes, the queue disposes. Here a lien is confirmed, lowered, moved or ended, and only on evidence:
+
+* what the queue shows confirms a lien, settles its update, and starts its runs;
+* a lien whose job is in no complete snapshot, twice in a row, from a controller that was not just restarted, and older
+  than the grace, is looked up in slurmdbd. A run there is charged. Nothing there ends the lien. No answer: it waits;
+* should that end many confirmed liens at once without a trace of their jobs, none is ended and an operator is told.
+
+Reading comes first, in short transactions that hold nobody up, and finds what needs a look. Each look is then taken
+again inside the transaction that writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple, TypeVar
+
+from slurm_banking import policy, settle, tokens
+from slurm_banking.config import Config
+from slurm_banking.errors import EntryConflict, SlurmUnavailable
+from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction
+from slurm_banking.records import UNLIMITED, Estimate, QueuedJob, Run
+from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Accounting
+from slurm_banking.slurm.squeue import QueueSnapshot, is_pending, is_started
+
+log = logging.getLogger("slurm_banking.relay")
+
+ACTOR = "relay"
+
+#: Each transaction writes about this many jobs; slurmctld gets its turn in the pause after it.
+JOBS_PER_TRANSACTION = 20
+PAUSE_S = 0.005
+ROWS_PER_READ = 500
+
+#: Seconds after which an update that the queue does not show was refused by Slurm.
+PROPOSAL_S = 5
+#: Seconds that a controller must have been up before a job that it does not show is missed.
+CONTROLLER_UP_S = 15
+#: Snapshots without its job after which a lien may end.
+TIMES_MISSED = 2
+#: More liens than both of these in one sweep are not ended without an operator's word.
+MANY_LIENS = 20
+MANY_PERCENT = 5
+#: Seconds between two questions to slurmdbd about one run that neither the queue nor slurmdbd says has ended.
+ASK_AGAIN_S = 60
+
+#: The sacct window reaches this far back behind what was read before, and not closer to now than slurmdbd may lag.
+WINDOW_OVERLAP_S = 600
+WINDOW_LAG_S = 10
+WINDOW_STEP_S = 6 * 3600
+#: Marks of runs that slurmctld could not write: how long slurmdbd may not know them.
+RESCAN_PATIENCE_S = 3600
+RESCAN_NAME = "rescan"
+_RESCAN_MAX_BYTES = 16 * 1024 * 1024
+
+_MAX_TOLD = 10_000
+_SEEN = ("time_limit_min", "partition", "qos", "cpus", "nodes")
+
+T = TypeVar("T")
+
+
+@dataclass
+class SweepState:
+    """What the relay remembers between sweeps; losing it costs a little time, never a lien."""
+
+    taken_at: int = 0
+    boot_time: int = 0
+    more_tasks: Dict[str, int] = field(default_factory=dict)  #: lien -> tasks, more than it has
+    ask_run_at: Dict[int, float] = field(default_factory=dict)  #: run id -> not before
+    told: Set[Tuple[object, ...]] = field(default_factory=set)
+
+    def tell_once(self, *what: object) -> bool:
+        """True the first time."""
+        if what in self.told:
+            return False
+        if len(self.told) >= _MAX_TOLD:
+            self.told.clear()
+        self.told.add(what)
+        return True
+
+
+@dataclass
+class SweepReport:
+    """What a sweep did, and what it could not."""
+
+    jobs: int = 0  #: records in the snapshot
+    confirmed: int = 0  #: liens confirmed or moved to what the queue shows
+    opened: Dict[str, int] = field(default_factory=dict)  #: origin -> liens opened
+    started: int = 0
+    reamounted: int = 0  #: running runs moved to what the queue shows
+    ended: int = 0  #: runs that slurmdbd told the end of
+    voided: int = 0
+    expired: int = 0
+    waiting: int = (
+        0  #: liens and runs that are gone from the queue and that slurmdbd could not speak about
+    )
+    skipped: str = ""  #: why nothing was done
+    alarm: Optional[str] = None  #: an operator must look; the sweep ends no more liens until then
+    problems: List[str] = field(default_factory=list)
+
+    def as_dict(self) -> Dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def line(self) -> str:
+        opened = ",".join(f"{origin}:{count}" for origin, count in sorted(self.opened.items()))
+        return (
+            f"sweep jobs={self.jobs} confirmed={self.confirmed} opened={opened or 0} started={self.started} "
+            f"reamounted={self.reamounted} ended={self.ended} voided={self.voided} expired={self.expired} "
+            f"waiting={self.waiting}"
+        )
+
+    @property
+    def changed(self) -> bool:
+        return bool(
+            self.confirmed
+            or self.opened
+            or self.started
+            or self.reamounted
+            or self.ended
+            or self.voided
+            or self.expired
+        )
+
+
+@dataclass
+class WindowReport:
+    """What a look at slurmdbd's ended runs did."""
+
+    read: int = 0
+    charged: int = 0  #: runs that had left no record
+    voided: int = 0
+    drift: List[str] = field(default_factory=list)  #: ended runs that slurmdbd tells otherwise
+    rescanned: int = 0  #: marks settled
+    until: int = 0  #: everything that ended before is settled
+    problems: List[str] = field(default_factory=list)
+
+    def as_dict(self) -> Dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class _Group:
+    """Pending records that one lien stands for: a job, or what is left of an array."""
+
+    jobs: List[QueuedJob]
+    lien_id: Optional[str]
+
+    @property
+    def tasks(self) -> int:
+        return sum(job.tasks for job in self.jobs)
+
+
+class _View:
+    """Open liens and running runs as just read: to find what needs a look."""
+
+    def __init__(self, liens: Sequence[Lien], runs: Sequence[LedgerRun]) -> None:
+        self.liens = {lien.lien_id: lien for lien in liens}
+        self.runs = {(run.job_id, run.submit_time, run.restart_count): run for run in runs}
+        self._by_job: Dict[int, List[Lien]] = {}
+        for lien in liens:
+            if lien.job_id is not None:
+                self._by_job.setdefault(lien.job_id, []).append(lien)
+
+    def lien_of(self, job: QueuedJob) -> Optional[Lien]:
+        """As :meth:`Transaction.find_lien` finds it."""
+        near = self._by_job.get(job.job_id, [])
+        if job.array_job_id is not None and job.array_job_id != job.job_id:
+            near = near + self._by_job.get(job.array_job_id, [])
+        found = [lien for lien in near if _is_for(lien, job)]
+        if found:
+            return max(found, key=lambda lien: (lien.job_id == job.job_id, lien.created_us))
+        token = tokens.parse(job.admin_comment)
+        lien = None if token is None else self.liens.get(token.lien_id)
+        if lien is not None and lien.job_id is None and _same_owner(lien, job):
+            return lien
+        return None
+
+
+def _same_owner(lien: Lien, job: QueuedJob) -> bool:
+    return lien.account == job.account and lien.user_id == job.user_id
+
+
+def _is_for(lien: Lien, job: QueuedJob) -> bool:
+    return _same_owner(lien, job) and (
+        lien.submit_time is None
+        or lien.submit_time == job.submit_time
+        or lien.origin in ("requeue", "update")
+    )
+
+
+# -- the queue ----------------------------------------------------------------------------------------------------------
+
+
+def confirm_and_sweep(
+    ledger: Ledger,
+    config: Config,
+    snapshot: QueueSnapshot,
+    sacct: Accounting,
+    state: SweepState,
+    now: float,
+    *,
+    force: bool = False,
+) -> SweepReport:
+    """One round. ``force``: an operator has looked, and many liens may end at once.
+
+    :raises LedgerError: the ledger cannot be used; what was done before that stays done.
+    """
+    report = SweepReport(jobs=len(snapshot.jobs))
+    if snapshot.taken_at < state.taken_at:
+        report.skipped = "an older snapshot than the last one"
+        return report
+    settled = (
+        snapshot.complete
+        and snapshot.boot_time == state.boot_time
+        and snapshot.taken_at - snapshot.boot_time > CONTROLLER_UP_S
+    )
+    view = adopt(ledger, config, snapshot, state, report)
+    present = {(job.job_id, job.submit_time) for job in snapshot.jobs}
+    gone = _gone_runs(view, present, snapshot, state, now)
+    missing: List[Lien] = []
+    if settled:
+        missing = _count_missed(ledger, config, view, snapshot, now)
+    _ask_accounting(
+        ledger, config, sacct, gone, missing, len(view.liens), state, now, force, report
+    )
+    state.taken_at = snapshot.taken_at
+    state.boot_time = snapshot.boot_time
+    if report.alarm:
+        log.error("sweep_stopped reason=%r", report.alarm)
+    if report.changed:
+        log.info("%s", report.line())
+    return report
+
+
+def adopt(
+    ledger: Ledger,
+    config: Config,
+    snapshot: QueueSnapshot,
+    state: SweepState,
+    report: SweepReport,
+) -> _View:
+    """Make the ledger follow what the snapshot shows; ends nothing. What was open before."""
+    view = _read_view(ledger)
+    jobs = [job for job in snapshot.jobs if not _exempt(config, job)]
+    started = [job for job in jobs if is_started(job) and not _run_is_settled(view, job)]
+
+    def start(tx: Transaction, job: QueuedJob) -> None:
+        _start(tx, config, job, snapshot, state, report)
+
+    _write(ledger, started, start)
+    groups = _groups(view, [job for job in jobs if is_pending(job)])
+    moved = [group for group in groups if not _is_settled(view, group)]
+
+    def confirm(tx: Transaction, group: _Group) -> None:
+        _confirm_group(tx, config, group, snapshot, state, report)
+
+    _write(ledger, moved, confirm)
+    return view
+
+
+def _read_view(ledger: Ledger) -> _View:
+    liens: List[Lien] = []
+    runs: List[LedgerRun] = []
+    with ledger.transaction(write=False) as tx:
+        liens += tx.open_liens_unbound()
+    while True:
+        with ledger.transaction(write=False) as tx:
+            page = tx.open_liens_page(
+                liens[-1] if liens and liens[-1].job_id is not None else None, ROWS_PER_READ
+            )
+        liens += page
+        if len(page) < ROWS_PER_READ:
+            break
+    while True:
+        with ledger.transaction(write=False) as tx:
+            more = tx.running_runs_page(runs[-1] if runs else None, ROWS_PER_READ)
+        runs += more
+        if len(more) < ROWS_PER_READ:
+            break
+    return _View(liens, runs)
+
+
+def _write(ledger: Ledger, items: Sequence[T], each: Callable[[Transaction, T], None]) -> None:
+    for first in range(0, len(items), JOBS_PER_TRANSACTION):
+        if first:
+            time.sleep(PAUSE_S)
+        with ledger.transaction() as tx:
+            for item in items[first : first + JOBS_PER_TRANSACTION]:
+                each(tx, item)
+
+
+def _exempt(config: Config, job: QueuedJob) -> bool:
+    return settle.is_exempt(
+        config, account=job.account, user_name=job.user_name, user_id=job.user_id, qos=job.qos
+    )
+
+
+def _at_prices_of(tx: Transaction, config: Config, at: Optional[int]) -> Config:
+    """The configuration with the prices that were in force at a time."""
+    prices = settle.prices_for(tx, config, at)
+    return config if prices is config.prices else replace(config, prices=prices)
+
+
+# -- started jobs -------------------------------------------------------------------------------------------------------
+
+
+def _run_is_settled(view: _View, job: QueuedJob) -> bool:
+    run = view.runs.get((job.job_id, job.submit_time, job.restart_count))
+    return (
+        run is not None
+        and run.proposed_csu is None
+        and (run.user_id, run.account) == (job.user_id, job.account)
+        and run.inputs.get("partition") == job.partition
+        and run.inputs.get("qos") == job.qos
+        and run.inputs.get("cpus") == max(1, job.nodes, job.cpus)
+        and run.time_limit_min == job.time_limit_min
+        and (
+            job.time_limit_min == UNLIMITED
+            or run.inputs.get("time_limit_min") == job.time_limit_min
+        )
+    )
+
+
+def _start(
+    tx: Transaction,
+    config: Config,
+    job: QueuedJob,
+    snapshot: QueueSnapshot,
+    state: SweepState,
+    report: SweepReport,
+) -> None:
+    """Idempotent: a start by the run's key, then its share moved to what was really allocated."""
+    try:
+        run, new = settle.start_run(tx, as_run(job, snapshot.cluster), config, actor=ACTOR)
+    except EntryConflict as error:
+        _problem(state, report, f"run_conflict job_id={job.job_id} {error}")
+        return
+    report.started += int(new)
+    if run.state != "running" or _is_young(run.proposed_us, snapshot):
+        return
+    estimate = settle.queued_estimate(_at_prices_of(tx, config, run.start_time), job)
+    inputs = estimate.inputs()
+    differs = run.time_limit_min != job.time_limit_min or any(
+        run.inputs.get(key) != inputs[key] for key in ("time_limit_min", "partition", "qos", "cpus")
+    )
+    if not differs and run.proposed_csu is None:
+        return
+    tx.reamount_run(
+        run,
+        lien_csu=estimate.per_task_csu,
+        inputs=inputs,
+        time_limit_min=job.time_limit_min,
+        cpus=job.cpus,
+        partition=job.partition,
+        qos=job.qos,
+        actor=ACTOR,
+        reason="as allocated" if new else "as the queue shows it",
+    )
+    report.reamounted += 1
+
+
+def as_run(job: QueuedJob, cluster: str) -> Run:
+    """A started job of the queue as the run that it is."""
+    return Run(
+        cluster=cluster,
+        job_id=job.job_id,
+        submit_time=job.submit_time,
+        restart_count=job.restart_count,
+        user_id=job.user_id,
+        user_name=job.user_name,
+        account=job.account,
+        partition=job.partition,
+        qos=job.qos,
+        state=job.state,
+        start_time=job.start_time,
+        end_time=None,
+        elapsed_s=0,
+        cpus=job.cpus,
+        started=True,
+        nodes=job.node_list,
+        node_count=job.nodes,
+        array_job_id=job.array_job_id,
+        array_task_id=job.array_task_id,
+        het_job_id=job.het_job_id,
+        time_limit_min=job.time_limit_min,
+        name=job.name,
+        admin_comment=job.admin_comment,
+        source="squeue",
+    )
+
+
+# -- pending jobs -------------------------------------------------------------------------------------------------------
+
+
+def _groups(view: _View, jobs: Sequence[QueuedJob]) -> List[_Group]:
+    """Pending records by the lien that they have, or should have. Requeued tasks of an array have liens of their own."""
+    groups: Dict[Tuple[object, ...], _Group] = {}
+    for job in jobs:
+        lien = view.lien_of(job)
+        key: Tuple[object, ...]
+        if lien is not None:
+            key = (lien.lien_id,)
+        elif job.array_job_id is not None and job.restart_count == 0:
+            key = ("array", job.array_job_id, job.user_id, job.account)
+        else:
+            key = ("job", job.job_id, job.user_id, job.account)
+        group = groups.setdefault(key, _Group([], None if lien is None else lien.lien_id))
+        group.jobs.append(job)
+    return list(groups.values())
+
+
+def _seen(job: QueuedJob) -> Mapping[str, Any]:
+    return {key: getattr(job, key) for key in _SEEN}
+
+
+def _is_settled(view: _View, group: _Group) -> bool:
+    if group.lien_id is None or len(group.jobs) != 1:
+        return False
+    lien = view.liens[group.lien_id]
+    return (
+        lien.state == "confirmed"
+        and lien.missed == 0
+        and lien.proposed_csu is None
+        and lien.tasks_left == group.tasks
+        and lien.seen_inputs == _seen(group.jobs[0])
+    )
+
+
+def _is_young(proposed_us: Optional[int], snapshot: QueueSnapshot) -> bool:
+    """Whether Slurm may not have decided about an update when the snapshot was taken."""
+    return proposed_us is not None and proposed_us > (snapshot.taken_at - PROPOSAL_S) * 1_000_000
+
+
+def _confirm_group(
+    tx: Transaction,
+    config: Config,
+    group: _Group,
+    snapshot: QueueSnapshot,
+    state: SweepState,
+    report: SweepReport,
+) -> None:
+    job = group.jobs[0]
+    if group.lien_id is not None:
+        lien = tx.lien(group.lien_id)
+        if lien is not None and lien.open:
+            _confirm(tx, config, lien, group, snapshot, state, report)
+        return  # ended since: the next snapshot tells
+    token = tokens.parse(job.admin_comment)
+    found = tx.find_lien(
+        job_id=job.job_id,
+        array_job_id=job.array_job_id,
+        account=job.account,
+        user_id=job.user_id,
+        submit_time=job.submit_time,
+        token_lien_id=None if token is None else token.lien_id,
+    )
+    if found is None and tx.find_run(job.job_id, job.submit_time) is None:
+        _open(tx, config, group, token, state, report)
+
+
+def _dearest(config: Config, jobs: Sequence[QueuedJob]) -> Tuple[QueuedJob, Estimate]:
+    found = [(job, settle.queued_estimate(config, job)) for job in jobs]
+    return max(found, key=lambda pair: (pair[1].per_task_csu, -pair[0].job_id))
+
+
+def _confirm(
+    tx: Transaction,
+    config: Config,
+    lien: Lien,
+    group: _Group,
+    snapshot: QueueSnapshot,
+    state: SweepState,
+    report: SweepReport,
+) -> None:
+    config = _at_prices_of(tx, config, lien.created_us // 1_000_000)
+    job, estimate = _dearest(config, group.jobs)
+    seen = _seen(job)
+    young = _is_young(lien.proposed_us, snapshot)
+    keep = young
+    per_task_csu, inputs, reason = lien.per_task_csu, lien.inputs, "as before"
+    if lien.seen_inputs is None:
+        reason = "seen in the queue"
+        changed = {key for key in _SEEN[:3] if _differs(lien.inputs, seen, key)}
+        if estimate.per_task_csu > per_task_csu:
+            per_task_csu, inputs = estimate.per_task_csu, estimate.inputs()
+    else:
+        changed = {key for key in _SEEN if lien.seen_inputs.get(key) != seen[key]}
+        if changed:
+            reason = "changed in the queue: " + ",".join(sorted(changed))
+            priced = settle.queued_estimate(config, _with_changes(lien, job, changed))
+            per_task_csu, inputs = priced.per_task_csu, priced.inputs()
+        elif lien.proposed_csu is not None and not young:
+            reason = "an update that Slurm did not make"
+    if lien.proposed_csu is not None and _agrees(lien.proposed_inputs or {}, seen, changed):
+        per_task_csu, inputs = lien.proposed_csu, dict(lien.proposed_inputs or {})
+        keep, reason = False, "an update that Slurm made"
+    tasks = _believed_tasks(lien, group.tasks, state)
+    if (
+        lien.state == "confirmed"
+        and lien.seen_inputs == seen
+        and tasks == lien.tasks_left
+        and per_task_csu == lien.per_task_csu
+        and (lien.proposed_csu is None or keep)
+    ):
+        if lien.missed:
+            tx.set_missed(lien, 0)
+        return
+    tx.confirm(
+        lien,
+        job_id=job.job_id if job.array_job_id is None or job.restart_count else job.array_job_id,
+        submit_time=job.submit_time,
+        restart_count=job.restart_count,
+        tasks_left=tasks,
+        per_task_csu=per_task_csu,
+        inputs=inputs,
+        seen_inputs=seen,
+        keep_proposal=keep,
+        actor=ACTOR,
+        reason=reason,
+    )
+    report.confirmed += 1
+
+
+def _believed_tasks(lien: Lien, tasks: int, state: SweepState) -> int:
+    """More tasks than before only if two snapshots say so: some may have started and ended since this one was taken."""
+    if tasks <= lien.tasks_left:
+        state.more_tasks.pop(lien.lien_id, None)
+        return tasks
+    before = state.more_tasks.get(lien.lien_id, 0)
+    if len(state.more_tasks) >= _MAX_TOLD:
+        state.more_tasks.clear()
+    state.more_tasks[lien.lien_id] = tasks
+    return max(lien.tasks_left, min(before, tasks))
+
+
+def _differs(inputs: Mapping[str, Any], seen: Mapping[str, Any], key: str) -> bool:
+    """Whether what the queue shows is not what an estimate was made from."""
+    if key == "partition":
+        return inputs.get(key) not in str(seen[key]).split(",")
+    if key == "time_limit_min" and seen[key] == UNLIMITED:
+        return False
+    if key == "cpus":
+        return int(inputs.get(key) or 0) < int(seen[key])
+    return bool(inputs.get(key) != seen[key])
+
+
+def _agrees(proposed: Mapping[str, Any], seen: Mapping[str, Any], changed: Set[str]) -> bool:
+    """Whether what changed in the queue is the update that was proposed."""
+    keys = ("time_limit_min", "partition", "qos", "cpus")
+    return bool(changed & set(keys)) and not any(_differs(proposed, seen, key) for key in keys)
+
+
+def _with_changes(lien: Lien, job: QueuedJob, changed: Set[str]) -> QueuedJob:
+    """The job as its estimate had it, with what the queue shows changed since it was confirmed.
+
+    What the queue shows of a waiting job's CPUs and nodes is less than Slurm may allocate; so of these the estimate's
+    own numbers stay, unless they changed.
+    """
+    values: Dict[str, Any] = {
+        key: lien.inputs[key]
+        for key in _SEEN
+        if key not in changed and lien.inputs.get(key) is not None
+    }
+    return replace(job, **values)
+
+
+def _open(
+    tx: Transaction,
+    config: Config,
+    group: _Group,
+    token: Optional[tokens.Token],
+    state: SweepState,
+    report: SweepReport,
+) -> None:
+    """A queued job without a lien: from before us, of a ledger that was lost, or past us."""
+    mode = config.policy.mode
+    if mode not in policy.CHECKED_MODES:
+        return
+    job, estimate = _dearest(config, group.jobs)
+    per_task_csu, inputs = estimate.per_task_csu, estimate.inputs()
+    origin, lien_id = "found", None
+    named = None if token is None else tx.lien(token.lien_id)
+    if token is not None and named is None:
+        # Its lien is not here: the ledger was lost or is younger than the job. The token carries what it cost.
+        origin, lien_id = "rebuilt", token.lien_id
+        if token.per_task_csu > per_task_csu:
+            per_task_csu = token.per_task_csu
+            inputs = {**inputs, "price_version": token.price_version, "from_token": True}
+    elif named is not None and _same_owner(named, job) and _was_for(named, job):
+        if named.per_task_csu > per_task_csu:
+            per_task_csu, inputs = named.per_task_csu, named.inputs
+    elif named is not None and state.tell_once("token", job.job_id, job.submit_time):
+        _problem(
+            state,
+            report,
+            f"token_ignored job_id={job.job_id} job_user={job.user_id} account={job.account} "
+            f"lien={named.lien_id} lien_job={named.job_id} lien_user={named.user_id} "
+            f"lien_account={named.account}",
+        )
+    created = tx.meta("created")
+    if origin == "found" and token is None and created and job.submit_time < int(created):
+        origin = "grandfathered"
+    counted = origin != "grandfathered" and policy.counts_while_queued(mode)
+    seen = _seen(job)
+    lien_id = tx.open_lien(
+        account=job.account,
+        user_id=job.user_id,
+        user_name=job.user_name,
+        per_task_csu=per_task_csu,
+        tasks=group.tasks,
+        origin=origin,
+        inputs=inputs,
+        reason=f"{origin}: in the queue without a lien",
+        actor=ACTOR,
+        lien_id=lien_id,
+        counted=counted,
+        name=job.name,
+        job_id=job.job_id if job.array_job_id is None or job.restart_count else job.array_job_id,
+        submit_time=job.submit_time,
+        restart_count=job.restart_count,
+        confirmed=True,
+    )
+    opened = tx.lien(lien_id)
+    assert opened is not None
+    tx.confirm(
+        opened,
+        job_id=opened.job_id or job.job_id,
+        submit_time=opened.submit_time,
+        restart_count=opened.restart_count,
+        tasks_left=opened.tasks_left,
+        per_task_csu=opened.per_task_csu,
+        inputs=opened.inputs,
+        seen_inputs=seen,
+        keep_proposal=False,
+        actor=ACTOR,
+        reason=origin,
+    )
+    report.opened[origin] = report.opened.get(origin, 0) + 1
+
+
+def _was_for(lien: Lien, job: QueuedJob) -> bool:
+    return lien.job_id in (None, job.job_id, job.array_job_id)
+
+
+# -- what is gone -------------------------------------------------------------------------------------------------------
+
+
+def _gone_runs(
+    view: _View,
+    present: Set[Tuple[int, int]],
+    snapshot: QueueSnapshot,
+    state: SweepState,
+    now: float,
+) -> List[LedgerRun]:
+    """Running here, not in the queue, and slurmdbd not asked about lately."""
+    if not snapshot.complete:
+        return []
+    gone = [
+        run
+        for (job_id, submit_time, _), run in view.runs.items()
+        if (job_id, submit_time) not in present
+        and (run.start_time is None or run.start_time < snapshot.taken_at - PROPOSAL_S)
+    ]
+    asked = {
+        run.run_id: state.ask_run_at[run.run_id] for run in gone if run.run_id in state.ask_run_at
+    }
+    state.ask_run_at = asked
+    return [run for run in gone if asked.get(run.run_id, 0.0) <= now]
+
+
+def _count_missed(
+    ledger: Ledger, config: Config, view: _View, snapshot: QueueSnapshot, now: float
+) -> List[Lien]:
+    """Counts the liens that the snapshot does not show; those that may end by now."""
+    shown = set()
+    for job in snapshot.jobs:
+        if not is_started(
+            job
+        ):  # a started task has left the lien; what is left of it waits, or is gone
+            lien = view.lien_of(job)
+            if lien is not None:
+                shown.add(lien.lien_id)
+    absent = [
+        lien
+        for lien in view.liens.values()
+        if lien.lien_id not in shown and lien.created_us < snapshot.taken_at * 1_000_000
+    ]
+    candidates: List[Lien] = []
+
+    def miss(tx: Transaction, lien: Lien) -> None:
+        current = tx.lien(lien.lien_id)
+        if current is None or not current.open:
+            return
+        if current.job_id is not None and lien.job_id is None:
+            return  # bound since
+        if current.missed < TIMES_MISSED:
+            tx.set_missed(current, current.missed + 1)
+        age_s = now - max(current.created_us, current.confirmed_us or 0) / 1_000_000
+        if current.missed + 1 >= TIMES_MISSED and age_s > config.relay.lien_grace_s:
+            candidates.append(current)
+
+    _write(ledger, absent, miss)
+    return candidates
+
+
+def _ask_accounting(
+    ledger: Ledger,
+    config: Config,
+    sacct: Accounting,
+    gone: Sequence[LedgerRun],
+    missing: Sequence[Lien],
+    open_liens: int,
+    state: SweepState,
+    now: float,
+    force: bool,
+    report: SweepReport,
+) -> None:
+    if not gone and not missing:
+        return
+    job_ids = {run.job_id for run in gone} | {
+        lien.job_id for lien in missing if lien.job_id is not None
+    }
+    told: Mapping[int, Tuple[Run, ...]] = {}
+    if job_ids:
+        try:
+            told = sacct.read_jobs(sorted(job_ids))
+        except SlurmUnavailable as error:
+            unbound = [lien for lien in missing if lien.job_id is None]
+            report.waiting += len(gone) + len(missing) - len(unbound)
+            _problem(state, report, f"accounting_unavailable {error}")
+            missing = unbound  # slurmdbd has nothing to say about a job without an id
+            gone = []
+    by_array: Dict[int, List[Run]] = {}
+    for runs in told.values():
+        for row in runs:
+            if row.array_job_id is not None and row.array_job_id != row.job_id:
+                by_array.setdefault(row.array_job_id, []).append(row)
+
+    def finish(tx: Transaction, run: LedgerRun) -> None:
+        for row in told.get(run.job_id, ()):
+            if row.submit_time == run.submit_time and row.end_time is not None:
+                if _end_from_accounting(tx, config, row, state, report.problems):
+                    report.ended += 1
+                state.ask_run_at.pop(run.run_id, None)
+                return
+        state.ask_run_at[run.run_id] = now + ASK_AGAIN_S
+        report.waiting += 1
+
+    _write(ledger, gone, finish)
+
+    rows_of: Dict[str, List[Run]] = {}
+    for lien in missing:
+        near = (
+            []
+            if lien.job_id is None
+            else [*told.get(lien.job_id, ()), *by_array.get(lien.job_id, ())]
+        )
+        rows_of[lien.lien_id] = [row for row in near if _row_is_for(lien, row)]
+    traceless = [
+        lien
+        for lien in missing
+        if lien.state == "confirmed" and not any(_explains(row) for row in rows_of[lien.lien_id])
+    ]
+    if (
+        len(traceless) > MANY_LIENS
+        and len(traceless) * 100 > open_liens * MANY_PERCENT
+        and not force
+    ):
+        report.alarm = (
+            f"{len(traceless)} of {open_liens} open liens would end because neither Slurm's queue nor accounting "
+            "has a trace of their jobs; none was ended. Look, then: slurm-banking sweep --force"
+        )
+        stopped = {lien.lien_id for lien in traceless}
+        missing = [lien for lien in missing if lien.lien_id not in stopped]
+
+    def end(tx: Transaction, lien: Lien) -> None:
+        _end_lien(tx, config, lien, rows_of[lien.lien_id], state, report)
+
+    _write(ledger, missing, end)
+
+
+def _row_is_for(lien: Lien, row: Run) -> bool:
+    return (
+        row.account == lien.account
+        and row.user_id == lien.user_id
+        and (
+            lien.submit_time is None
+            or lien.submit_time == row.submit_time
+            or lien.origin in ("requeue", "update")
+        )
+    )
+
+
+def _explains(row: Run) -> bool:
+    """Whether a row of slurmdbd says by itself that its lien is over."""
+    return row.end_time is not None and (not row.started or row.array_job_id is None)
+
+
+def _end_lien(
+    tx: Transaction,
+    config: Config,
+    lien: Lien,
+    rows: Sequence[Run],
+    state: SweepState,
+    report: SweepReport,
+) -> None:
+    current = tx.lien(lien.lien_id)
+    if (
+        current is None
+        or not current.open
+        or current.missed != lien.missed + (1 if lien.missed < TIMES_MISSED else 0)
+    ):
+        return  # seen or ended since
+    for row in rows:
+        if row.end_time is not None and _end_from_accounting(
+            tx, config, row, state, report.problems
+        ):
+            report.ended += 1
+    current = tx.lien(lien.lien_id)
+    if current is None or not current.open:
+        report.voided += int(current is not None and current.end_kind == "lien_voided")
+        return
+    if any(row.started and row.end_time is None and _unknown_run(tx, row) for row in rows):
+        report.waiting += 1  # slurmdbd believes that it runs
+        return
+    if current.state == "unconfirmed":
+        tx.end_lien(
+            current, "lien_expired", reason="never seen in the queue or accounting", actor=ACTOR
+        )
+        report.expired += 1
+    else:
+        cancelled = any(not row.started and row.end_time is not None for row in rows)
+        reason = "cancelled while queued" if cancelled else "not in queue nor accounting"
+        tx.end_lien(current, "lien_voided", reason=reason, actor=ACTOR)
+        report.voided += 1
+
+
+def _unknown_run(tx: Transaction, row: Run) -> bool:
+    """Whether the run that slurmdbd has is not a run here (one that is has its share apart from the lien)."""
+    return tx.find_run(row.job_id, row.submit_time, row.restart_count) is None
+
+
+def _end_from_accounting(
+    tx: Transaction,
+    config: Config,
+    row: Run,
+    state: SweepState,
+    problems: List[str],
+    drift: Optional[List[str]] = None,
+) -> bool:
+    """Settle an ended run that slurmdbd tells of; True if that ended a run here. What has ended here stays as it is."""
+    existing = tx.find_run(row.job_id, row.submit_time, row.restart_count)
+    if existing is None and row.restart_count != UNKNOWN_RESTART:
+        # Job and submit time name one run; a rank among slurmdbd's rows may not be the restart count.
+        existing = tx.find_run(row.job_id, row.submit_time)
+    if existing is not None:
+        if existing.state == "ended":
+            _tell_drift(existing, row, state, drift)
+            return False
+        row = replace(row, restart_count=existing.restart_count)
+        if not row.started:
+            # It ran, and after a crash Slurm knows it as one that never did: nothing is charged.
+            row = replace(row, started=True, start_time=existing.start_time, elapsed_s=0)
+    try:
+        result = settle.end_run(tx, row, config, actor=ACTOR)
+    except EntryConflict as error:
+        if state.tell_once("conflict", row.job_id, row.submit_time):
+            log.error("run_conflict job_id=%d %s", row.job_id, error)
+            problems.append(f"run_conflict job_id={row.job_id} {error}")
+        return False
+    return result.kind in ("charged", "restated")
+
+
+def _tell_drift(
+    existing: LedgerRun, row: Run, state: SweepState, drift: Optional[List[str]]
+) -> None:
+    if drift is None or not row.started:
+        return
+    if (existing.elapsed_s, existing.cpus) == (row.elapsed_s, row.cpus):
+        return
+    if not state.tell_once("drift", row.job_id, row.submit_time, row.elapsed_s, row.cpus):
+        return
+    line = (
+        f"accounting_differs job_id={row.job_id} submit_time={row.submit_time} ledger_elapsed_s={existing.elapsed_s} "
+        f"sacct_elapsed_s={row.elapsed_s} ledger_cpus={existing.cpus} sacct_cpus={row.cpus} state={row.state}"
+    )
+    log.warning("%s", line)
+    drift.append(line)
+
+
+def _problem(state: SweepState, report: SweepReport, line: str) -> None:
+    report.problems.append(line)
+    if state.tell_once("problem", line):
+        log.warning("%s", line)
+
+
+# -- slurmdbd's ended runs ----------------------------------------------------------------------------------------------
+
+
+def charge_unrecorded(
+    ledger: Ledger,
+    config: Config,
+    sacct: Accounting,
+    state: SweepState,
+    now: float,
+    *,
+    since: Optional[int] = None,
+) -> WindowReport:
+    """Charge runs that slurmdbd says have ended and that left no record here.
+
+    ``since``: from then on instead of from where the last window ended.
+
+    :raises SlurmUnavailable: slurmdbd cannot be asked; the next call starts where this one stopped.
+    :raises LedgerError: the ledger cannot be used.
+    """
+    report = WindowReport()
+    marks = _take_marks(ledger.state_dir)
+    if marks:
+        marked = sacct.read_jobs(sorted({job_id for job_id, _, _ in marks}))
+        rows = [row for runs in marked.values() for row in runs]
+        _settle_rows(ledger, config, sacct, rows, state, report)
+        _keep_marks(ledger, marks, now, report)
+    with ledger.transaction(write=False) as tx:
+        watermark = tx.meta("sacct_watermark")
+        created = int(tx.meta("created") or 0)
+    first = created - config.relay.sacct_lookback_h * 3600
+    position = int(watermark) if watermark is not None else first
+    if since is not None:
+        position = min(position, since + WINDOW_OVERLAP_S)
+    end = int(now) - WINDOW_LAG_S
+    report.until = position
+    while position < end:
+        until = min(end, position + WINDOW_STEP_S)
+        rows = list(sacct.read_ended_runs(position - WINDOW_OVERLAP_S, until))
+        report.read += len(rows)
+        _settle_rows(ledger, config, sacct, rows, state, report)
+        with ledger.transaction() as tx:
+            if until > int(tx.meta("sacct_watermark") or 0):
+                tx.set_meta("sacct_watermark", str(until))
+        report.until = position = until
+    if report.charged or report.voided or report.rescanned:
+        log.info(
+            "sacct_window read=%d charged=%d voided=%d rescanned=%d until=%d",
+            report.read,
+            report.charged,
+            report.voided,
+            report.rescanned,
+            report.until,
+        )
+    return report
+
+
+def _settle_rows(
+    ledger: Ledger,
+    config: Config,
+    sacct: Accounting,
+    rows: Sequence[Run],
+    state: SweepState,
+    report: WindowReport,
+) -> None:
+    wanted: List[Run] = []
+    for first in range(0, len(rows), ROWS_PER_READ):
+        with ledger.transaction(write=False) as tx:
+            created = int(tx.meta("created") or 0)
+            for row in rows[first : first + ROWS_PER_READ]:
+                if row.end_time is None or row.resizing:
+                    continue
+                existing = tx.find_run(row.job_id, row.submit_time)
+                if existing is not None and existing.state == "ended":
+                    _tell_drift(existing, row, state, report.drift)
+                elif existing is not None or _is_ours(config, row, created):
+                    wanted.append(row)
+    unranked = sorted(
+        {row.job_id for row in wanted if row.restart_count == UNKNOWN_RESTART and row.started}
+    )
+    if unranked:
+        ranked = {
+            (run.job_id, run.submit_time): run.restart_count
+            for runs in sacct.read_jobs(unranked).values()
+            for run in runs
+        }
+        wanted = [
+            replace(row, restart_count=ranked.get((row.job_id, row.submit_time), row.restart_count))
+            for row in wanted
+        ]
+
+    def settle_one(tx: Transaction, row: Run) -> None:
+        open_before = _open_lien_of(tx, row) if not row.started else None
+        if _end_from_accounting(tx, config, row, state, report.problems, report.drift):
+            report.charged += 1
+        elif open_before is not None:
+            after = tx.lien(open_before)
+            report.voided += int(after is not None and not after.open)
+
+    _write(ledger, wanted, settle_one)
+
+
+def _open_lien_of(tx: Transaction, row: Run) -> Optional[str]:
+    lien = tx.find_lien(
+        job_id=row.job_id,
+        array_job_id=row.array_job_id,
+        account=row.account,
+        user_id=row.user_id,
+        submit_time=row.submit_time,
+    )
+    return None if lien is None else lien.lien_id
+
+
+def _is_ours(config: Config, row: Run, created: int) -> bool:
+    """Whether a run that is not here should be: not exempt, and not over before there was a ledger, unless it has a token."""
+    if settle.is_exempt(
+        config, account=row.account, user_name=row.user_name, user_id=row.user_id, qos=row.qos
+    ):
+        return False
+    assert row.end_time is not None
+    return row.end_time >= created or tokens.parse(row.admin_comment) is not None
+
+
+# -- marks of slurmctld -------------------------------------------------------------------------------------------------
+
+
+def rescan_wanted(state_dir: str) -> bool:
+    """Whether slurmctld left marks of runs that it could not write."""
+    return os.path.exists(os.path.join(state_dir, RESCAN_NAME))
+
+
+_Mark = Tuple[int, int, int]  #: job id, submit time, when
+
+
+def _take_marks(state_dir: str) -> List[_Mark]:
+    """The marks, taken out of slurmctld's way by a rename; those that were kept from before among them."""
+    path = os.path.join(state_dir, RESCAN_NAME)
+    taken, moved = path + ".taken", path + ".moved"
+    if os.path.exists(path) and not os.path.exists(
+        moved
+    ):  # else this was interrupted: first what it left
+        os.replace(path, moved)
+        time.sleep(0.05)  # for a writer that had it open
+    marks = _read_marks(taken)
+    if os.path.exists(moved):
+        marks += _read_marks(moved)
+        _write_marks(taken, marks)
+        os.unlink(moved)
+    return list(dict.fromkeys(marks))
+
+
+def _read_marks(path: str) -> List[_Mark]:
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_RESCAN_MAX_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+    marks: List[_Mark] = []
+    for line in lines:
+        try:
+            mark = json.loads(line)
+            marks.append((int(mark["job_id"]), int(mark["submit_time"]), int(mark["at"])))
+        except (ValueError, KeyError, TypeError):
+            log.warning("rescan_mark_unreadable line=%r", line[:100])
+    return marks
+
+
+def _write_marks(path: str, marks: Sequence[_Mark]) -> None:
+    new = path + ".new"
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        for job_id, submit_time, at in marks:
+            file.write(json.dumps({"job_id": job_id, "submit_time": submit_time, "at": at}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def _keep_marks(ledger: Ledger, marks: Sequence[_Mark], now: float, report: WindowReport) -> None:
+    """Marks whose run slurmdbd does not know as ended yet stay for the next time."""
+    kept: List[_Mark] = []
+    with ledger.transaction(write=False) as tx:
+        for mark in marks:
+            run = tx.find_run(mark[0], mark[1])
+            if run is not None and run.state == "ended":
+                report.rescanned += 1
+            elif now - mark[2] < RESCAN_PATIENCE_S:
+                kept.append(mark)
+    path = os.path.join(ledger.state_dir, RESCAN_NAME + ".taken")
+    if kept:
+        _write_marks(path, kept)
+    elif os.path.exists(path):
+        os.unlink(path)
+
+
+__all__ = [
+    "SweepReport",
+    "SweepState",
+    "WindowReport",
+    "adopt",
+    "as_run",
+    "charge_unrecorded",
+    "confirm_and_sweep",
+    "rescan_wanted",
+]
