@@ -219,10 +219,11 @@ SELECT entries.seq AS posting_seq, entries.at_us AS posting_at_us, entries.kind 
 	(SELECT COALESCE(SUM(later.amount_csu), 0) FROM entries AS later
 		WHERE later.kind = 'restated' AND later.job_id = entries.job_id AND later.submit_time = entries.submit_time
 	) AS posting_restated_csu, runs.*
-FROM entries JOIN runs ON runs.run_id = (
-	SELECT run_id FROM runs AS candidate
-	WHERE candidate.job_id = entries.job_id AND candidate.submit_time = entries.submit_time
-	ORDER BY candidate.restart_count = entries.restart_count DESC LIMIT 1)
+FROM entries JOIN runs ON runs.run_id = COALESCE(
+	(SELECT run_id FROM runs AS exact WHERE exact.job_id = entries.job_id
+		AND exact.submit_time = entries.submit_time AND exact.restart_count = entries.restart_count),
+	(SELECT MAX(run_id) FROM runs AS near WHERE near.job_id = entries.job_id
+		AND near.submit_time = entries.submit_time))
 WHERE entries.account = :account AND entries.seq > :after_seq AND entries.seq <= :last_seq
 	AND entries.kind IN ('charge', 'restated') AND entries.at_us >= :since_us AND entries.at_us < :until_us
 	AND (:user_id IS NULL OR entries.user_id = :user_id)

@@ -55,6 +55,7 @@ def run(config_path: str, foreground: bool) -> int:
         _settle_signals()
         os.umask(0o077)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the bank's token would be in it
+        _load_service()  # what is missing is missed at once, and as root
         become_slurm_user(config)
         lock = take_lock(config.ledger.state_dir)
     except ConfigError as error:
@@ -73,6 +74,15 @@ def run(config_path: str, foreground: bool) -> int:
     finally:
         os.close(lock)
         logging.shutdown()
+
+
+def _load_service() -> None:
+    try:
+        import slurm_banking.relay.service  # noqa: F401
+    except ImportError as error:
+        raise StartError(
+            f"{error.name or error} is missing for {sys.executable}: install requests, attrs and python-dateutil"
+        ) from None
 
 
 def _serve(reloader: Reloader, config: Config) -> int:

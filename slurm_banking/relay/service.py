@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from slurm_banking import settle
-from slurm_banking.bank import Bank
+from slurm_banking.bank import Bank, BankRun
 from slurm_banking.config import Config, Reloader, read_token
 from slurm_banking.errors import (
     BankingError,
@@ -43,7 +43,7 @@ from slurm_banking.relay.funds import refresh_account, refresh_funds
 from slurm_banking.relay.members import Kept, SlurmMembers
 from slurm_banking.relay.questions import Parts, Questions
 from slurm_banking.relay.quote import Facts
-from slurm_banking.relay.rebuild import rebuild
+from slurm_banking.relay.rebuild import RunsAtBank, rebuild
 from slurm_banking.relay.sweep import SweepState
 from slurm_banking.slurm.sacct import Sacct
 from slurm_banking.slurm.squeue import QueueSnapshot, read_queue
@@ -60,10 +60,12 @@ REST = 4.0
 
 #: An account is in use while its funds were asked for within this time.
 IN_USE_S = 24 * 3600
+#: After a failure: soon enough to notice that Slurm, or a token, is back.
+LONGEST_BACKOFF_S = 10.0
 _TOKEN_LOOK_S = 30.0
 #: Seconds that the bank is asked about runs of a ledger that is made whole again; the delivery asks about the rest.
 REBUILD_BANK_S = 20.0
-_LONGEST_BACKOFF_S = 60.0
+REBUILD_PATIENCE_S = 2.0
 BOOK_NAME = "deliveries.sqlite3"
 
 
@@ -90,10 +92,11 @@ class Step:
         self._wake.set()
 
     def _loop(self) -> None:
-        while not self._stop.is_set():
+        while True:
             self._wake.clear()
-            pause_s = self._try()
-            self._wake.wait(pause_s)
+            if self._stop.is_set():
+                return
+            self._wake.wait(self._try())
 
     def _try(self) -> float:
         try:
@@ -104,9 +107,8 @@ class Step:
         except Exception as error:
             self._failures += 1
             self._failed(error)
-            return min(
-                max(1.0, self._period_s()) * 2 ** min(self._failures - 1, 6), _LONGEST_BACKOFF_S
-            )
+            pause_s = max(1.0, self._period_s()) * float(2 ** min(self._failures - 1, 6))
+            return min(pause_s, LONGEST_BACKOFF_S)
         if self.problem is not None:
             log.info("step_recovered step=%s", self.name)
         self.problem = None
@@ -187,6 +189,34 @@ class BankHolder:
         )
         # The one before may be in use on another thread: it goes when nobody holds it any more.
         return _BankParts(bank=bank, token=token, config=config)
+
+
+class Impatient:
+    """Asks the bank about runs on a thread that nobody waits for longer than ``patience_s`` at a time."""
+
+    def __init__(self, bank: RunsAtBank, patience_s: float) -> None:
+        self._bank = bank
+        self._patience_s = patience_s
+
+    def find_run(self, run: LedgerRun) -> Optional[BankRun]:
+        """:raises BankError: as the bank does; BankUnavailable when patience ends."""
+        found: List[Optional[BankRun]] = []
+        failed: List[Exception] = []
+
+        def ask() -> None:
+            try:
+                found.append(self._bank.find_run(run))
+            except Exception as error:
+                failed.append(error)
+
+        asking = threading.Thread(target=ask, name="rebuild", daemon=True)
+        asking.start()
+        asking.join(self._patience_s)
+        if failed:
+            raise failed[0]
+        if not found:
+            raise BankUnavailable(f"bank: no answer within {self._patience_s:g} s")
+        return found[0]
 
 
 class Service:
@@ -291,7 +321,8 @@ class Service:
     def reload(self) -> None:
         """Look at configuration and token again (SIGHUP); a change of the file is seen without this, too."""
         self.bank.forget()
-        self._steps["keep"].wake()
+        for step in self._steps.values():
+            step.wake()
 
     # -- configuration ----------------------------------------------------------------------------------------------
 
@@ -380,7 +411,11 @@ class Service:
     ) -> Optional[SlurmUnavailable]:
         """What kept the ledger from being complete; the queue is swept all the same."""
         try:
-            bank = self.bank.parts().bank if self.book.may_try(now) else None
+            bank = (
+                Impatient(self.bank.parts().bank, REBUILD_PATIENCE_S)
+                if self.book.may_try(now)
+                else None
+            )
         except BankUnavailable:
             bank = None
         try:

@@ -397,7 +397,7 @@ class BankedCluster(Cluster):
         result = subprocess.run(
             [
                 "sacct", "-a", "-X", "-D", "-n", "-P", "-S", "now-2days", "-E", "now+1day",
-                "-o", "JobIDRaw,Submit,Start,End,Partition,AllocCPUS,ElapsedRaw,State",
+                "-o", "JobIDRaw,Submit,Start,End,Partition,AllocCPUS,ElapsedRaw,State,NodeList",
             ],
             env={**self.env(), "SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},
             capture_output=True,
@@ -408,9 +408,11 @@ class BankedCluster(Cluster):
             raise RigError(f"sacct: {result.stderr.strip()}")
         costs: dict[tuple[int, int], Decimal] = {}
         for line in result.stdout.splitlines():
-            job, submit, start, end, partition, cpus, elapsed, state = line.split("|")
-            if not start.isdigit() or not end.isdigit() or int(cpus) == 0 or not partition:
-                continue  # never started, or its start has not reached slurmdbd yet
+            job, submit, start, end, partition, cpus, elapsed, state, nodes = line.split("|")
+            if nodes == "None assigned" or not start.isdigit() or not end.isdigit():
+                continue  # never started
+            if int(cpus) == 0 or not partition:
+                continue  # its start has not reached slurmdbd yet
             if state.split()[0] in ("RUNNING", "PENDING", "SUSPENDED"):
                 continue
             price = Decimal(self.prices.get(partition, "0"))

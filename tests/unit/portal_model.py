@@ -61,8 +61,12 @@ class Portal(BaseAdapter):
         self.projects: Dict[str, Project] = {}
         self.jobs: Dict[str, Dict[str, Any]] = {}
         self.requests: List[Tuple[str, str]] = []
-        self.faults: List[str] = []  #: for the next requests: "", "lose_request", "lose_reply", "maintenance", "500"
-        self.meanwhile: Optional[Callable[[], None]] = None  #: called once, while a request is worked on
+        self.faults: List[
+            str
+        ] = []  #: for the next requests: "", "lose_request", "lose_reply", "maintenance", "500"
+        self.meanwhile: Optional[Callable[[], None]] = (
+            None  #: called once, while a request is worked on
+        )
         self.allow_all = False
 
     def project(self, name: str, limit_csu: int, **changes: Any) -> Project:
@@ -150,13 +154,19 @@ class Portal(BaseAdapter):
             return 404, "<h1>Not Found</h1>"
         project = self.projects.get(query.get("project", [""])[0])
         if words[0] in ("allocations", "allocation_users") and len(words) == 1 and project is None:
-            return 400, {"project": ["Select a valid choice. That choice is not one of the available choices."]}
+            return 400, {
+                "project": [
+                    "Select a valid choice. That choice is not one of the available choices."
+                ]
+            }
         if words == ["allocations"]:
             assert project is not None
             return _page([self._allocation(project)])
         if words[0] == "allocations":
             project = next(p for p in self.projects.values() if p.allocation_id == int(words[1]))
-            return _page([_attribute(project.allocation_id, {}, project.limit_csu, project.used_csu)])
+            return _page(
+                [_attribute(project.allocation_id, {}, project.limit_csu, project.used_csu)]
+            )
         if words == ["allocation_users"]:
             assert project is not None
             return _page([
@@ -169,7 +179,9 @@ class Portal(BaseAdapter):
             project = next(p for p in self.projects.values() if p.allocation_id == key // 1_000_000)
             member = project.members[str(key % 1_000_000)]
             owner = {"allocation_user": key}
-            return _page([_attribute(project.allocation_id, owner, member.limit_csu, member.used_csu)])
+            return _page(
+                [_attribute(project.allocation_id, owner, member.limit_csu, member.used_csu)]
+            )
         if words == ["users"]:
             everybody = {m.name: m.uid for p in self.projects.values() for m in p.members.values()}
             return _page([
@@ -220,7 +232,10 @@ class Portal(BaseAdapter):
         if not any(uid in project.members for project in self.projects.values()):
             return 400, {"success": False, "message": f"No user exists with user_id {uid}."}
         if account not in self.projects:
-            return 400, {"success": False, "message": f"No account exists with account_id {account}."}
+            return 400, {
+                "success": False,
+                "message": f"No account exists with account_id {account}.",
+            }
         project = self.projects[account]
         refusal = self._refusal(uid, account)
         if refusal is not None:
@@ -240,7 +255,11 @@ class Portal(BaseAdapter):
         if refusal is not None:
             return refusal
         project = self.projects[body["accountid"]]
-        if body.get("submitdate") and body.get("startdate") and _time(body["startdate"]) >= _midnight(project.start):
+        if (
+            body.get("submitdate")
+            and body.get("startdate")
+            and _time(body["startdate"]) >= _midnight(project.start)
+        ):
             self._use(project, body["userid"], csu(body["amount"]))
         self.jobs[body["jobslurmid"]] = dict(body)
         return 201, body
@@ -257,10 +276,18 @@ class Portal(BaseAdapter):
         project = self.projects[body["accountid"]]
         dates = [body.get(name) for name in ("submitdate", "startdate", "enddate")]
         if all(dates):
-            ends = None if project.end is None else _midnight(project.end + datetime.timedelta(days=1))
-            inside = _time(dates[1]) >= _midnight(project.start) and (ends is None or _time(dates[2]) < ends)
+            ends = (
+                None if project.end is None else _midnight(project.end + datetime.timedelta(days=1))
+            )
+            inside = _time(dates[1]) >= _midnight(project.start) and (
+                ends is None or _time(dates[2]) < ends
+            )
             if inside:
-                self._use(project, body["userid"], csu(body["amount"]) - (csu(old["amount"]) if old else 0))
+                self._use(
+                    project,
+                    body["userid"],
+                    csu(body["amount"]) - (csu(old["amount"]) if old else 0),
+                )
         self.jobs[body["jobslurmid"]] = {**(old or {}), **body}
         return 200, self.jobs[body["jobslurmid"]]
 

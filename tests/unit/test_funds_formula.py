@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import datetime
 import os
+import random
 import shutil
 import tempfile
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import hypothesis.strategies as st
 import pytest
@@ -45,10 +46,9 @@ FIRST_START = int(datetime.datetime(2026, 6, 1, tzinfo=datetime.timezone.utc).ti
 LIMITS = {1001: 1000, 1002: 300}
 CONFIG: Any = SimpleNamespace(relay=SimpleNamespace(deliver_retry_max_s=300))
 
-FAULTS = st.lists(
-    st.sampled_from(["", "", "lose_request", "lose_reply", "lose_reply", "maintenance", "500"]),
-    max_size=3,
-)
+KINDS = ["", "lose_request", "lose_reply", "lose_reply", "maintenance", "500"]
+FAULTS = st.just([]) | st.lists(st.sampled_from(KINDS), max_size=3)
+MEANWHILE = ["", "", "", "end", "end_again", "reamount", "submit", "refresh"]
 COSTS = st.integers(1, 400)
 
 
@@ -238,12 +238,14 @@ class FundsFormula(RuleBasedStateMachine):
 
     @rule(
         faults=FAULTS,
-        meanwhile=st.sampled_from(["", "", "end", "end_again", "reamount", "submit", "refresh"]),
+        meanwhile=st.sampled_from(MEANWHILE),
         index=st.integers(0, 9),
         cost=COSTS,
+        later=st.sampled_from([400, 1]),
     )
-    def deliver(self, faults: List[str], meanwhile: str, index: int, cost: int) -> None:
-        self.portal.faults = faults
+    def deliver(self, faults: List[str], meanwhile: str, index: int, cost: int, later: int) -> None:
+        self.now += later
+        self.portal.faults = list(faults)
         happens = {
             "end": lambda: self.end(index, cost, False),
             "end_again": lambda: self.end_again(index, cost, 1),
@@ -258,8 +260,11 @@ class FundsFormula(RuleBasedStateMachine):
     def deliver_now(self) -> None:
         deliver_due(self.ledger, self.bank, self.book, CONFIG, self.now, workers=1)
 
-    @rule(reply_lost=st.booleans(), nth=st.integers(1, 3), book_lost=st.booleans())
-    def killed_while_delivering(self, reply_lost: bool, nth: int, book_lost: bool) -> None:
+    @rule(nth=st.integers(1, 3), book_lost=st.booleans())
+    def killed_while_delivering(self, nth: int, book_lost: bool) -> None:
+        """After the bank did what it was asked, and before it was heard."""
+        self.now += 400
+
         def kill() -> None:
             self.ledger.close()
             self.book.close()
@@ -304,7 +309,7 @@ class FundsFormula(RuleBasedStateMachine):
         marker = self.book.refresh_marker(ACCOUNT)
         if marker is None:
             return
-        self.portal.faults = faults
+        self.portal.faults = list(faults)
         try:
             of_account, users = self.bank.account_funds(ACCOUNT, USERS)
             self.refresh = marker, of_account, dict(users)
@@ -363,7 +368,7 @@ class FundsFormula(RuleBasedStateMachine):
             views = {user: tx.funds_view(ACCOUNT, user) for user in USERS}
         for user, view in views.items():
             if view.account is None or view.account.reason is not None:
-                continue
+                continue  # nobody asked the bank yet, or nothing is accepted
             available = view.account_available_csu
             assert available is not None
             assert available <= self.truth(view.account.allocation, None)
@@ -397,8 +402,48 @@ class FundsFormula(RuleBasedStateMachine):
             assert view.user_available_csu == self.truth(view.user.allocation, user)
 
 
+def step(machine: FundsFormula, choose: random.Random) -> None:
+    """One of the rules, by its weight in the life of a cluster."""
+    user, index = choose.choice(USERS), choose.randrange(10)
+    cost = choose.randint(1, 150)
+    faults = [choose.choice(KINDS) for _ in range(choose.choice([0, 0, 1, 2, 3]))]
+    rules: List[Tuple[int, Callable[[], Any]]] = [
+        (10, lambda: machine.submit(user, cost)),
+        (10, lambda: machine.start(index, choose.randrange(50))),
+        (1, lambda: machine.take_over_a_running_job(user, cost)),
+        (2, lambda: machine.reamount(index, cost)),
+        (8, lambda: machine.end(index, cost, choose.random() < 0.2)),
+        (3, lambda: machine.end_again(index, cost, choose.randrange(3))),
+        (2, lambda: machine.cancel(index)),
+        (12, lambda: machine.deliver(faults, choose.choice(MEANWHILE), index, cost, choose.choice([1, 400]))),
+        (3, lambda: machine.killed_while_delivering(choose.randint(1, 3), choose.random() < 0.3)),
+        (1, lambda: machine.reopen(choose.random() < 0.5)),
+        (1, lambda: machine.member_leaves_or_returns(user)),
+        (4, lambda: machine.refresh_ask(faults[:1])),
+        (4, lambda: machine.refresh_apply()),
+        (3, lambda: machine.refresh_all()),
+        (1, lambda: machine.renew() if len(machine.periods) < 6 else None),
+        (1, lambda: machine.all_is_told()),
+    ]  # fmt: skip
+    choose.choices([do for _, do in rules], [weight for weight, _ in rules])[0]()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_long_lives_keep_what_is_available_at_or_below_the_truth(seed: int) -> None:
+    choose = random.Random(seed)
+    machine = FundsFormula()
+    try:
+        machine.refresh_all()
+        for _ in range(200):
+            step(machine, choose)
+            machine.never_above_the_truth()
+        machine.all_is_told()
+    finally:
+        machine.teardown()
+
+
 FundsFormula.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=50,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
