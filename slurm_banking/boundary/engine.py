@@ -44,6 +44,10 @@ ERROR, INFO, DEBUG = 1, 2, 3
 #: The bank's word is not asked for again before a refusal if it is at most this old (seconds).
 FRESH_S = 3
 
+#: The relay refreshes the funds of accounts in use; of one that was not in use for long, the bank's word is worth a
+#: question before it is relied on (seconds). Without an answer the old word counts.
+STALE_S = 900
+
 ACTOR = "slurmctld"
 RESCAN_NAME = "rescan"
 
@@ -242,7 +246,10 @@ class Engine:
                     if not complete and decision.reason in FUNDS_REASONS | {Reason.FITS}:
                         # What is set aside for the jobs in Slurm's queue is not all there yet.
                         decision = Decision(Outcome.UNDECIDED, Reason.LEDGER_UNAVAILABLE)
-                    old = decision.reason in FUNDS_REASONS and now - view.read_at > FRESH_S
+                    age_s = now - view.read_at
+                    old = (decision.reason in FUNDS_REASONS and age_s > FRESH_S) or (
+                        decision.reason is Reason.FITS and age_s > STALE_S
+                    )
                     if old and not asked:
                         asked = True
                         ask = True
@@ -536,7 +543,8 @@ class Engine:
             ):
                 candidates = [lien]
         same = [lien for lien in candidates if lien.account == update.wanted.account]
-        return (same or candidates or [None])[0]
+        found = same or candidates
+        return found[0] if found else None
 
     # -- runs -------------------------------------------------------------------------------------------------------
 

@@ -333,7 +333,7 @@ def why(answer: Answer) -> List[str]:
 
 
 def _told(entry: Answer) -> str:
-    kind, reason = entry["kind"], plain(entry["reason"])
+    kind, reason = entry["kind"], plain_line(entry["reason"])
     inputs: Mapping[str, Any] = entry["inputs"] or {}
     moved = entry["amount_csu"]
     job = "" if entry["job_id"] is None else f"job {entry['job_id']} "
@@ -410,7 +410,7 @@ def _now(answer: Answer) -> List[str]:
 
 def _delivery(run: Answer, answer: Answer) -> str:
     if run["parked"]:
-        return f"The bank refuses it, and an operator has to look: {plain(run['parked'])}"
+        return f"The bank refuses it, and an operator has to look: {plain_line(run['parked'])}"
     waiting = run["waiting_since"]
     if not waiting:
         return (
@@ -422,10 +422,10 @@ def _delivery(run: Answer, answer: Answer) -> str:
     text = f"Its {phase} waits for the bank since {local(min(waiting.values()))}"
     detail = run.get("delivery") or {}
     if detail.get("last_error"):
-        text += f": {plain(str(detail['last_error']))}"
+        text += f": {plain_line(detail['last_error'])}"
     elif answer.get("bank_away_since") is not None:
         text += f": the bank has not answered since {local(answer['bank_away_since'])}"
-    if detail.get("next_try"):
+    if (detail.get("next_try") or 0) > answer["as_of"]:
         text += f"; next try {local(int(detail['next_try']))}"
     return text + "."
 

@@ -32,8 +32,7 @@ WHERE account = ? AND user_id IN (-1, ?) AND period IN ('', ?) GROUP BY user_id;
 SELECT DISTINCT account, user_id FROM (
 	SELECT account, user_id FROM liens WHERE state != 'ended'
 	UNION SELECT account, user_id FROM runs WHERE state = 'running'
-	UNION SELECT runs.account, runs.user_id FROM outbox JOIN runs USING (run_id)
-	UNION SELECT account, user_id FROM funds WHERE user_id != -1 AND read_at > :recently);
+	UNION SELECT runs.account, runs.user_id FROM outbox JOIN runs USING (run_id));
 
 -- name: set_aside_queued
 SELECT counted, COUNT(*) AS jobs, TOTAL(amount_csu) AS csu, TOTAL(tasks_left * per_task_csu) AS shown_csu

@@ -191,9 +191,9 @@ class Transaction:
             grandfathered_jobs=numbers["gf_jobs"],
         )
 
-    def accounts_in_use(self, recently: int) -> Sequence[Tuple[str, int]]:
-        """(account, user) pairs with open liens, runs or deliveries, or whose funds were read since ``recently``."""
-        return list(self._run("accounts_in_use", {"recently": recently}).fetchall())
+    def accounts_in_use(self) -> Sequence[Tuple[str, int]]:
+        """(account, user) pairs with open liens, running runs or deliveries."""
+        return list(self._run("accounts_in_use").fetchall())
 
     def period_of(self, account: str, start_time: Optional[int]) -> str:
         """The allocation period that a run belongs to which started then; "" if the bank was not asked yet."""

@@ -231,9 +231,12 @@ class _Round:
     def _deliver(self, delivery: Delivery, attempt: Attempt) -> None:
         book, run = self._book, delivery.run
         try:
+            answer: Optional[Acknowledgement] = None
             if attempt.look_first:
-                delivery = self._look(delivery)
-            if delivery.phase == "start":
+                delivery, answer = self._look(delivery)
+            if answer is not None:
+                pass
+            elif delivery.phase == "start":
                 answer = self._bank.start(delivery.run, delivery.run.ledger_csu)
             else:
                 answer = self._bank.end(delivery.run)
@@ -258,26 +261,30 @@ class _Round:
             )
             raise
 
-    def _look(self, delivery: Delivery) -> Delivery:
-        """A try without an answer: what the bank holds goes into the ledger before anything is sent."""
+    def _look(self, delivery: Delivery) -> Tuple[Delivery, Optional[Acknowledgement]]:
+        """After a try without an answer: what the bank holds goes into the ledger before anything is sent.
+
+        The second value is there if nothing needs to be sent.
+        """
         found = self._bank.find_run(delivery.run)
+        if found is not None and (delivery.phase == "start" or found.is_final_for(delivery.run)):
+            note = "was there already"
+            return delivery, Acknowledgement(found.held_csu, found.bank_job_id, note)
         if found is not None and (
             found.held_csu != delivery.run.bank_csu or found.bank_job_id != delivery.run.bank_job_id
         ):
-            held = Acknowledgement(bank_csu=found.held_csu, bank_job_id=found.bank_job_id)
-            as_start = replace(delivery, phase="start")
             with self._paced(), self._ledger.transaction() as tx:
                 tx.acknowledge(
-                    as_start,
-                    bank_csu=held.bank_csu,
-                    bank_job_id=held.bank_job_id,
+                    replace(delivery, phase="start"),
+                    bank_csu=found.held_csu,
+                    bank_job_id=found.bank_job_id,
                     reason="found",
                 )
                 run = tx.run(delivery.run.run_id)
             assert run is not None
             delivery = replace(delivery, run=run)
         self._book.resolved(delivery.run.run_id, delivery.run.account)
-        return delivery
+        return delivery, None
 
     def _acknowledge(self, delivery: Delivery, answer: Acknowledgement, reason: str) -> None:
         run = delivery.run

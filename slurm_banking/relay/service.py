@@ -9,6 +9,7 @@ queue    every queue_poll_s; within two seconds of a nudge, rebuild if the ledge
 sacct    every sacct_poll_s; at once for a rescan mark      charge ended runs that left no record
 deliver  every second                                       the outbox to the bank
 funds    every few seconds                                  what was not read for funds_refresh_s
+members  at the start, then every hour                      the funds of accounts that nobody used yet
 keep     every second                                       configuration, prices, checkpoint
 probe    every second                                       ask the own socket; if it answers, the heartbeat
 ======== ================================================== ============================================
@@ -40,6 +41,7 @@ from slurm_banking.relay.book import DeliveryBook
 from slurm_banking.relay.deliver import deliver_due
 from slurm_banking.relay.desk import FundsDesk
 from slurm_banking.relay.funds import refresh_account, refresh_funds
+from slurm_banking.relay.introduce import unknown_pairs
 from slurm_banking.relay.members import Kept, SlurmMembers
 from slurm_banking.relay.questions import Parts, Questions
 from slurm_banking.relay.quote import Facts
@@ -54,12 +56,17 @@ log = logging.getLogger("slurm_banking.relay")
 CHECKPOINT_S = 5.0
 PROBE_S = 1.0
 
-#: Between two looks at the queue for something new, and how many times as long as the last one took.
+#: Seconds between two looks at the queue for something new, and how many times as long as squeue took.
 SOONEST_S = 1.0
 REST = 4.0
 
-#: An account is in use while its funds were asked for within this time.
-IN_USE_S = 24 * 3600
+#: An account is in use while it has jobs or deliveries, or its funds were asked for within this time.
+IN_USE_S = 3600
+_MAX_ASKED = 10_000
+
+#: Between two looks for accounts whose funds were never read; sooner while some are left.
+MEMBERS_S = 3600.0
+_MEMBERS_AGAIN_S = 5.0
 #: After a failure: soon enough to notice that Slurm, or a token, is back.
 LONGEST_BACKOFF_S = 10.0
 _TOKEN_LOOK_S = 30.0
@@ -219,6 +226,44 @@ class Impatient:
         return found[0]
 
 
+def open_book(state_dir: str, ledger: Ledger) -> Tuple[DeliveryBook, str]:
+    """The delivery book that belongs to this ledger, and the ledger's identity.
+
+    The book speaks of runs by their number in the ledger: one that belongs to a ledger that was lost is of no use, and
+    without one the deliveries look at the bank first.
+    """
+    identity = ledger_identity(ledger)
+    path = os.path.join(state_dir, BOOK_NAME)
+    mark = path + ".of"
+    try:
+        with open(mark, encoding="ascii", errors="replace") as file:
+            known = file.read(200)
+    except FileNotFoundError:
+        known = ""
+    if known != identity:
+        for name in (path, path + "-wal", path + "-shm"):
+            try:
+                os.unlink(name)
+            except FileNotFoundError:
+                pass
+        with open(mark + ".new", "w", encoding="ascii") as file:
+            file.write(identity)
+        os.replace(mark + ".new", mark)
+    return DeliveryBook(path), identity
+
+
+def ledger_identity(ledger: Ledger) -> str:
+    """Another one for another ledger; given to it when it is first seen."""
+    with ledger.transaction(write=False) as tx:
+        identity = tx.meta("identity")
+    if identity is not None:
+        return identity
+    with ledger.transaction() as tx:
+        identity = os.urandom(16).hex()
+        tx.set_meta("identity", identity)
+    return identity
+
+
 class Service:
     """
     :param config: never raises once it has been read.
@@ -235,14 +280,16 @@ class Service:
         self._state_dir = config.ledger.state_dir
         self._socket = config.relay.socket
         self.ledger = Ledger(self._state_dir, cluster)
-        self.book = DeliveryBook(os.path.join(self._state_dir, BOOK_NAME))
+        self.book, self._book_of = open_book(self._state_dir, self.ledger)
         self.bank = BankHolder(self)
         self._sacct = Sacct(cluster)
         self._sweep_state = SweepState()
         self._members = SlurmMembers(cluster)
+        self._asked: Dict[Tuple[str, int], float] = {}  # when slurmctld or a user asked for these funds
         self._facts: Kept[Facts] = Kept(lambda _: _read_facts(cluster), 60.0)
         self._stop = threading.Event()
         self._force = threading.Event()
+        self._nudged = threading.Event()
         self._alarms: Dict[str, Tuple[str, ...]] = {}
         self._swept = threading.Condition()
         self._sweeps = 0
@@ -250,11 +297,10 @@ class Service:
         self._swept_at: Optional[int] = None
         self._charged_at: Optional[int] = None
         self._sweep_report: Mapping[str, Any] = {}
-        self._sweep_took_s = 0.0
+        self._read_took_s = 0.0  # squeue
         self._sweep_began = 0.0
         self._sacct_began = 0.0
         self._checkpointed = 0.0
-        self._last_beat_ok = True
         self.desk = FundsDesk(
             refresh=self._refresh_one, read_at=self._read_at, away_until=self._away_until
         )
@@ -286,6 +332,7 @@ class Service:
                     lambda: min(5.0, relay().funds_refresh_s),
                     self._stop,
                 ),
+                Step("members", self._introduce, lambda: MEMBERS_S, self._stop),
                 Step("keep", self._keep, lambda: 1.0, self._stop),
                 Step("probe", self._probe, lambda: PROBE_S, self._stop),
             )
@@ -360,16 +407,18 @@ class Service:
     # -- Slurm ------------------------------------------------------------------------------------------------------
 
     def nudge(self) -> None:
-        self._sweep_began = min(
-            self._sweep_began, time.monotonic() - self._relay_config().queue_poll_s
-        )
+        """There is something new in the queue."""
+        self._nudged.set()
         self._steps["queue"].wake()
 
     def _queue_due(self) -> bool:
         since = time.monotonic() - self._sweep_began
-        if since < max(SOONEST_S, REST * self._sweep_took_s):
+        poll_s = self._relay_config().queue_poll_s
+        if since >= poll_s or self._force.is_set():
+            return True
+        if since < max(SOONEST_S, REST * self._read_took_s):
             return False
-        if since >= self._relay_config().queue_poll_s or self._force.is_set():
+        if self._nudged.is_set():
             return True
         with self.ledger.transaction(write=False) as tx:
             return tx.unconfirmed_since() is not None or not tx.complete
@@ -381,8 +430,10 @@ class Service:
             self._sweeping = True
             self._sweep_began = began = time.monotonic()
         force = self._force.is_set()
+        self._nudged.clear()
         try:
             snapshot = read_queue(self.cluster)
+            self._read_took_s = time.monotonic() - began
             config = self.config()
             now = int(time.time())
             with self.ledger.transaction(write=False) as tx:
@@ -393,7 +444,6 @@ class Service:
             )
         finally:
             self._sweeping = False
-            self._sweep_took_s = time.monotonic() - began
         if force:
             self._force.clear()
         self._alarm("sweep", [report.alarm] if report.alarm else [])
@@ -465,7 +515,18 @@ class Service:
 
     # -- the bank ---------------------------------------------------------------------------------------------------
 
+    def _check_book(self) -> None:
+        """The ledger's file may have been deleted or put back from a copy under us."""
+        if ledger_identity(self.ledger) == self._book_of:
+            return
+        log.warning("ledger_replaced path=%s: deliveries look at the bank first", self.ledger.path)
+        old = self.book
+        with old.delivering:
+            old.close()
+            self.book, self._book_of = open_book(self._state_dir, self.ledger)
+
     def _deliver(self) -> Optional[float]:
+        self._check_book()
         with self.ledger.transaction(write=False) as tx:
             waiting, _ = tx.outbox_size()
             complete = tx.complete
@@ -480,7 +541,12 @@ class Service:
     def _refresh_in_use(self) -> None:
         now = int(time.time())
         with self.ledger.transaction(write=False) as tx:
-            pairs = list(tx.accounts_in_use(now - IN_USE_S))
+            pairs = dict.fromkeys(tx.accounts_in_use())
+        for pair, asked_at in list(self._asked.items()):
+            if now - asked_at < IN_USE_S:
+                pairs[pair] = None
+            else:
+                self._asked.pop(pair, None)
         old: List[Tuple[int, str, int]] = []
         refresh_s = self._relay_config().funds_refresh_s
         for account, user_id in pairs:
@@ -500,7 +566,26 @@ class Service:
         )
         self._alarm("funds", report.alarms)
 
+    def _introduce(self) -> Optional[float]:
+        """Funds of those who never submitted, so that the first submission finds them in the ledger."""
+        pairs = unknown_pairs(self.ledger, self.config(), self.cluster)
+        if not pairs:
+            return None
+        report = refresh_funds(
+            self.ledger,
+            self.bank.parts().bank,
+            self.book,
+            pairs,
+            time.time(),
+            budget_s=30.0,
+            longest_pause_s=float(self._relay_config().deliver_retry_max_s),
+        )
+        log.info("funds_introduced accounts=%d of=%d", report.refreshed, len({p[0] for p in pairs}))
+        return _MEMBERS_AGAIN_S if report.refreshed or report.bank_away else None
+
     def _refresh_one(self, account: str, user_id: int) -> None:
+        if len(self._asked) < _MAX_ASKED:
+            self._asked[account, user_id] = time.time()
         refresh_account(
             self.ledger,
             self.bank.parts().bank,

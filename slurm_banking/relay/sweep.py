@@ -502,6 +502,8 @@ def _confirm(
         per_task_csu, inputs = lien.proposed_csu, dict(lien.proposed_inputs or {})
         keep, reason = False, "an update that Slurm made"
     tasks = _believed_tasks(lien, group.tasks, state)
+    if tasks != lien.tasks_left and reason == "as before":
+        reason = f"{tasks} tasks left in the queue, not {lien.tasks_left}"
     if (
         lien.state == "confirmed"
         and lien.seen_inputs == seen

@@ -153,3 +153,19 @@ def associations(
                 )
             )
     return tuple(found)
+
+
+def members(cluster: str, *, run: Runner = commands.run) -> Tuple[Tuple[str, str], ...]:
+    """Every (account, user name) that Slurm associates on the cluster.
+
+    :raises SlurmUnavailable: slurmdbd cannot be asked.
+    """
+    if not _NAME.match(cluster):
+        return ()
+    query = ["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", "associations"]
+    pairs: Dict[Tuple[str, str], None] = {}
+    for line in run([*query, "where", f"cluster={cluster}", "format=Account,User"]).splitlines():
+        account, _, user_name = line.partition("|")
+        if account and user_name:
+            pairs[account, user_name] = None
+    return tuple(pairs)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.rig.banked import CHECKOUT, BankedCluster
-from tests.rig.cluster import wait_until
+from tests.rig.cluster import distribution_plugin_dir, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -22,11 +23,7 @@ LATER = "--begin=now+1hour"
 @pytest.fixture(autouse=True)
 def books_agree_after(site: BankedCluster) -> Iterator[None]:
     yield
-    site.run_as("root", ["scancel", "-u", "sb-alice,sb-bob,sb-carol,sb-mallory"])
-    wait_until(lambda: not site.squeue(), 60, "the queue to be empty", 0.2)
-    site.settle()
-    wait_until(lambda: not site.open_liens(), 45, "every lien to have ended", 0.3)
-    site.assert_agreement()
+    site.end_all()
 
 
 def entries(site: BankedCluster, account: str) -> list[dict[str, Any]]:
@@ -128,17 +125,16 @@ def test_a_copied_token_is_worth_nothing(site: BankedCluster) -> None:
 @pytest.fixture(scope="module")
 def forger(site: BankedCluster) -> Path:
     """The API client, compiled against the headers of Slurm's source."""
-    variables = [
-        f"SLURM_SRC={tree}" for tree in [__import__("os").environ.get("SLURM_SRC")] if tree
-    ]
+    variables = [f"SLURM_SRC={tree}" for tree in [os.environ.get("SLURM_SRC")] if tree]
     tree = subprocess.run(
         ["make", "-s", "-C", str(CHECKOUT / "csrc"), "slurm-tree", *variables],
         capture_output=True, text=True, check=True, timeout=300,
     ).stdout.split()[-1]  # fmt: skip
-    library = next(Path("/usr/lib").glob("*/libslurm.so.*"))
+    library = distribution_plugin_dir() / "libslurmfull.so"
     program = site.root / "forger"
     subprocess.run(
-        ["gcc", "-isystem", tree, "-o", program, CHECKOUT / "tests/live/submit_with_comment.c", library],
+        ["gcc", "-isystem", tree, "-o", program, CHECKOUT / "tests/live/submit_with_comment.c", library,
+         f"-Wl,-rpath,{library.parent}"],
         check=True, timeout=60,
     )  # fmt: skip
     program.chmod(0o755)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``make demo``: it holds what it says, finds what does not agree, and takes everything away with it."""
+"""``make demo``: it holds what it says, finds what does not agree, and takes everything away with it.
+
+``make cluster``: what it prints to use it and to stop it works as printed.
+"""
 
 from __future__ import annotations
 
@@ -127,3 +130,40 @@ def test_interrupted_demo_takes_everything_away() -> None:
     assert status == 130
     assert not demo.root.exists()
     assert not Path("/proc", relay).exists()
+
+
+def test_cluster_stays_up_and_works_and_stops_as_it_says() -> None:
+    started = subprocess.run(
+        [sys.executable, "-m", "tests.rig.demo", "cluster"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    (root,) = re.findall(r"is up in (\S+)", started.stdout)
+    try:
+        used = shell(lines_under(started.stdout, "Use it"))
+        assert "up to 20.00 SU" in used
+        assert "Submitted batch job 1" in used
+        assert re.search(r"^to be delivered +\w+", used, re.MULTILINE)
+        assert "fc_alpha" in shell(lines_under(started.stdout, "The bank is at"))
+    finally:
+        shell(lines_under(started.stdout, "Stop it"))
+    assert not Path(root).exists()
+    assert [line for line in started.stdout.splitlines() if len(line) > WIDTH] == []
+
+
+def lines_under(text: str, heading: str) -> str:
+    """The commands that the cluster prints under a heading."""
+    (block,) = re.findall(rf"^{heading}.*\n((?:  .*\n)+)", text, re.MULTILINE)
+    return str(block)
+
+
+def shell(commands: str) -> str:
+    """What the commands, typed by root, say."""
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{commands}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, commands + done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -24,11 +24,7 @@ SECONDS = "--time=1"
 @pytest.fixture(autouse=True)
 def books_agree_after(site: BankedCluster) -> Iterator[None]:
     yield
-    site.run_as("root", ["scancel", "-u", "sb-alice,sb-bob,sb-carol,sb-mallory"])
-    wait_until(lambda: not site.squeue(), 60, "the queue to be empty", 0.2)
-    site.settle()
-    wait_until(lambda: not site.open_liens(), 45, "every lien to have ended", 0.3)
-    site.assert_agreement()
+    site.end_all()
 
 
 def runs_of(site: BankedCluster, job: int) -> list[dict[str, Any]]:

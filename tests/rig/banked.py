@@ -328,6 +328,13 @@ class BankedCluster(Cluster):
         if self._with_plugins:
             self.tell("waiting for the relay to be ready")
             self.wait_ready()
+            wanted = sum(
+                len(users) for account, users in self.accounts.items() if account in self.bank_funds
+            )
+            wait_until(
+                lambda: self.ledger_rows("SELECT COUNT(*) AS n FROM funds WHERE user_id != -1")[0]["n"] >= wanted,
+                30, "the relay to have asked for everybody's funds", 0.2,
+            )  # fmt: skip
 
     # -- the books --------------------------------------------------------------------------------------------------
 
@@ -473,6 +480,15 @@ class BankedCluster(Cluster):
                     )
                 )
         return lines
+
+    def end_all(self) -> None:
+        """Cancel every job; until queue, outbox and liens are empty and the three books agree."""
+        for user in self.users:
+            self.run_as("root", ["scancel", "-u", user])
+        wait_until(lambda: not self.squeue(), 60, "the queue to be empty", 0.2)
+        self.settle()
+        wait_until(lambda: not self.open_liens(), 45, "every lien to have ended", 0.3)
+        self.assert_agreement()
 
     def assert_agreement(self) -> list[Line]:
         """Ledger, bank and sacct agree to the hundredth, run by run and in their sums."""

@@ -624,14 +624,11 @@ class Cluster:
             mark = time.monotonic()
 
         self._spawn_munged()
-        self._spawn_mariadb()
         munge_socket = self.root / "munge" / "socket"
-        self._wait_ready("mariadb", lambda: _connects(self.root / "mariadb" / "socket"))
         self._wait_ready("munged", lambda: _connects(munge_socket))
-        lap("munge_mariadb")
-        self._spawn_slurmdbd()
-        self._wait_ready("slurmdbd", lambda: self._listening("slurmdbd"))
-        lap("slurmdbd")
+        lap("munge")
+        self._start_database()
+        lap("mariadb_slurmdbd")
         self.sacctmgr("load", f"file={self.etc_dir}/associations", timeout_s=60)
         lap("accounts")
         self.start_slurmctld()
@@ -640,6 +637,35 @@ class Cluster:
             self._spawn_slurmd(node.name)
         self.wait_idle()
         lap("nodes_idle")
+
+    def _start_database(self, attempts: int = 3) -> None:
+        """MariaDB and slurmdbd on it.
+
+        On a busy machine about one in a hundred of MariaDB's bootstraps ends in a crash of its own, or in a server that
+        gives slurmdbd no result: then again, from an empty directory.
+        """
+        for attempt in range(1, attempts + 1):
+            try:
+                self._spawn_mariadb()
+                self._wait_ready("mariadb", lambda: _connects(self.root / "mariadb" / "socket"))
+                self._spawn_slurmdbd()
+                self._wait_ready("slurmdbd", self._slurmdbd_ready)
+                return
+            except RigError as error:
+                if attempt == attempts:
+                    raise
+                logger.warning("the database did not come up, again: %s", str(error).split("\n")[0])
+            for name in {"slurmdbd", "mariadb"} & set(self._specs):
+                self.kill9(name)
+            data = self.root / "mariadb" / "data"
+            shutil.rmtree(data)
+            data.mkdir(mode=0o700)
+            shutil.chown(data, "mysql", pwd.getpwnam("mysql").pw_gid)
+
+    def _slurmdbd_ready(self) -> bool:
+        if self.pid("mariadb") is None:  # slurmdbd would wait for it
+            raise RigError(f"mariadb has ended:\n{self._log_end('mariadb')}")
+        return self._listening("slurmdbd")
 
     def _spawn_munged(self) -> None:
         directory = self.root / "munge"

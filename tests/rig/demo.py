@@ -103,7 +103,8 @@ class Voice:
         self.line(f"[{self.elapsed_s():5.1f} s] {text}", colour="2")
 
     def wrong(self, text: str) -> None:
-        self.line(text, colour="31")
+        for line in text.splitlines():
+            self.line(line, colour="31")
 
 
 class Demo:
@@ -401,6 +402,8 @@ class Demo:
         """The table of all runs, and a last line that says whether the three agree."""
         self.voice.heading("The books")
         self.voice.progress("waiting for ledger, bank and sacct to have heard of everything")
+        if self.site.pid("bank") is None:  # the step that stopped it failed
+            self.site.start_bank()
         try:
             self.site.settle(40 if walked else 10)
         except RigError as error:
@@ -409,6 +412,8 @@ class Demo:
         for text in table(lines):
             self.voice.line(text)
         self.voice.line()
+        if not walked:
+            self.voice.wrong("Not all was as told: a step failed, see above.")
         wrong = [line.run for line in lines if not line.agrees]
         total = sum((line.ledger_su for line in lines if line.ledger_su is not None), Decimal(0))
         used = self.site.bank_usage(ACCOUNT)
@@ -465,35 +470,43 @@ def table(lines: Sequence[Line]) -> list[str]:
 
 def usage_text(site: BankedCluster) -> str:
     """How to use a cluster that stays up, and how to stop it."""
-    members = "; ".join(
-        f"{account} ({site.bank_funds[account]} SU): {', '.join(users)}"
+    python = Path(sys.executable)
+    if python.is_relative_to(CHECKOUT):
+        python = python.relative_to(CHECKOUT)
+    members = [
+        f"  {account:<10}{site.bank_funds[account]:>5} SU  {', '.join(users)}"
         for account, users in site.accounts.items()
         if account in site.bank_funds
+    ]
+    prices = [f"  {name:<10}{price:>5} SU per CPU-hour" for name, price in site.prices.items()]
+    return "\n".join(
+        [
+            f"A banked cluster of {len(site.nodes)} nodes is up in {site.root}",
+            "",
+            "Use it, in a shell of root:",
+            f"  source {site.root}/env.sh",
+            f"  cd {site.home(USER)}",
+            f"  runuser -u {USER} -- slurm-banking quote --time=10 --ntasks=2",
+            f"  runuser -u {USER} -- sbatch --time=10 --ntasks=2 --wrap 'sleep 60'",
+            f"  runuser -u {USER} -- slurm-banking jobs",
+            "  slurm-banking status",
+            "",
+            "Accounts and partitions:",
+            *members,
+            *prices,
+            "",
+            f"Configuration and logs: {site.etc_dir} {site.log_dir}",
+            "",
+            f"The bank is at http://127.0.0.1:{site.bank_port}/api/; its command line:",
+            f"  cd {CHECKOUT}",
+            f"  {python} -m slurm_banking.server.cli account list \\",
+            f"    --data {site.root}/bank",
+            "",
+            "Stop it:",
+            f"  cd {CHECKOUT}",
+            f"  {python} -m tests.rig.cluster down {site.root}",
+        ]
     )
-    prices = ", ".join(f"{name} {price}" for name, price in site.prices.items())
-    bank = f"{sys.executable} -m slurm_banking.server.cli"
-    return f"""\
-A banked cluster of {len(site.nodes)} nodes is up in {site.root}
-
-In a root shell:
-  source {site.root}/env.sh
-  cd {site.home(USER)}
-  runuser -u {USER} -- slurm-banking quote --time=10 --ntasks=2
-  runuser -u {USER} -- sbatch --time=10 --ntasks=2 --wrap 'sleep 60'
-  runuser -u {USER} -- slurm-banking jobs
-  slurm-banking status
-  sacct -a -X
-
-Accounts       {members}
-Prices         {prices} SU per CPU-hour
-Configuration  {site.bank_config}
-Logs           {site.log_dir}
-The bank       http://127.0.0.1:{site.bank_port}/api/; its command line, in {CHECKOUT}:
-               {bank} account show {ACCOUNT} --data {site.root}/bank
-
-Stop it, from {CHECKOUT}:
-  {sys.executable} -m tests.rig.cluster down {site.root}
-"""
 
 
 def make_site(voice: Voice) -> BankedCluster:
@@ -515,8 +528,8 @@ def explain(site: BankedCluster, voice: Voice, logs: Path | None) -> None:
                 voice.line(f"the end of {path.name}:")
                 voice.output("\n".join(path.read_text(errors="replace").splitlines()[-12:]))
         voice.line("--logs DIR keeps all of them")
-    except (OSError, RigError) as error:
-        voice.line(f"no logs: {error}")
+    except RigError:
+        pass  # it is gone already: the error itself has the log's end
 
 
 def walk(voice: Voice, logs: Path | None) -> int:
@@ -551,7 +564,7 @@ def keep_running(voice: Voice) -> int:
         site.detach()
     finally:
         site.stop()  # does nothing once it is detached
-    print(f"\n{text}", end="", flush=True)
+    print(f"\n{text}", flush=True)
     return 0
 
 
@@ -578,6 +591,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; everything is taken away", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read this has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

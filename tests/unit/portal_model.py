@@ -64,9 +64,8 @@ class Portal(BaseAdapter):
         self.faults: List[
             str
         ] = []  #: for the next requests: "", "lose_request", "lose_reply", "maintenance", "500"
-        self.meanwhile: Optional[Callable[[], None]] = (
-            None  #: called once, while a request is worked on
-        )
+        #: called once with the job, after one was stored and before that is answered
+        self.meanwhile: Optional[Callable[[Dict[str, Any]], None]] = None
         self.allow_all = False
 
     def project(self, name: str, limit_csu: int, **changes: Any) -> Project:
@@ -107,9 +106,9 @@ class Portal(BaseAdapter):
             return self._answer(request, 503, HTML)
         body = json.loads(request.body) if request.body else None
         status, answer = self._handle(request.method, path, parse_qs(parts.query), body)
-        if self.meanwhile is not None:
+        if self.meanwhile is not None and request.method != "GET":
             happens, self.meanwhile = self.meanwhile, None
-            happens()
+            happens(body)
         if fault == "500":
             return self._answer(request, 500, HTML)
         if fault == "lose_reply":

@@ -230,6 +230,14 @@ def test_the_relay_is_asked_before_a_refusal_on_old_funds(site: Site) -> None:
     assert len(site.asked) == 1
 
 
+def test_the_relay_is_asked_before_a_very_old_word_of_the_bank_is_relied_on(site: Site) -> None:
+    with site.ledger.transaction() as tx:
+        for user_id in (None, 1001):
+            tx.put_funds(funds_of("fc_alpha", 1_000, user_id=user_id, read_at=int(time.time()) - 3_600))
+    assert site.engine.submit(a_submission()).outcome is Outcome.ACCEPTED, "nobody answers: it counts"
+    assert len(site.asked) == 1
+
+
 def test_nobody_is_asked_when_the_funds_are_fresh(site: Site) -> None:
     site.give(10)
     assert site.engine.submit(a_submission()).outcome is Outcome.REFUSED

@@ -343,6 +343,20 @@ def test_a_new_ledger_is_compared_with_the_queue_before_anything_else(site: Site
         assert "ledger_rebuilt" in site.told()
 
 
+def test_a_deleted_ledger_is_rebuilt_and_delivered_from(site: Site) -> None:
+    site.slurm(queue=[job(6, State="RUNNING", StartTime=int(time.time()) - 30)])
+    with site.running():
+        site.wait(lambda: site.status().get("deliveries", {}).get("waiting") == 1)
+        for name in os.listdir(site.directory / "state"):
+            if name.startswith("ledger."):
+                os.unlink(site.directory / "state" / name)
+        site.wait(lambda: site.told().count("ledger_rebuilt") == 2)
+        site.wait(lambda: site.status().get("deliveries", {}).get("waiting") == 1)
+        site.wait(lambda: "ledger_replaced" in site.told())
+        site.wait(lambda: site.status().get("deliveries", {}).get("waiting") == 1)
+        assert site.status()["outbox"] == 1
+
+
 def test_a_hung_bank_stalls_neither_sweeps_nor_answers(site: Site) -> None:
     with hung_bank() as url:
         site.url = url

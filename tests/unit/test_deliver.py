@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Deliveries: each run and phase once, whatever is lost; who must wait waits, and keeps nobody else waiting."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Iterator, List
+
+import pytest
+
+from slurm_banking.bank import Bank
+from slurm_banking.errors import LedgerError
+from slurm_banking.ledger import Ledger, LedgerRun
+from slurm_banking.relay.book import HEAL_RETRY_S, PARKED_LOOK_S, DeliveryBook
+from slurm_banking.relay.deliver import DeliverReport, deliver_due
+from slurm_banking.relay.funds import refresh_funds
+from tests.builders import SUBMITTED, a_run
+from tests.server.running_bank import RunningBank
+from tests.unit.portal_model import Portal
+
+CONFIG: Any = SimpleNamespace(relay=SimpleNamespace(deliver_retry_max_s=300))
+USER = 1001
+
+
+class Desk:
+    """A ledger, a book and a portal, with a clock."""
+
+    def __init__(self, directory: Path, workers: int = 1) -> None:
+        directory.chmod(0o700)
+        self.directory = directory
+        self.workers = workers
+        self.now = SUBMITTED + 10_000.0
+        self.portal = Portal()
+        self.project = self.portal.project("fc_alpha", 100_000)
+        for uid in (USER, 1002):
+            self.portal.member(self.project, uid)
+        self.bank = Bank(
+            "http://bank.test/api",
+            "key",
+            timeout_s=5,
+            session=self.portal.session(),
+            clock=lambda: self.now,
+        )
+        self.open()
+        deliver_due(self.ledger, self.bank, self.book, CONFIG, self.now)
+
+    def open(self) -> None:
+        self.ledger = Ledger(str(self.directory), "c", check_directory=False, busy_timeout_ms=100)
+        self.book = DeliveryBook(str(self.directory / "delivery.sqlite3"))
+
+    def close(self) -> None:
+        self.ledger.close()
+        self.book.close()
+
+    def start(self, job_id: int, lien_csu: int = 100, **changes: Any) -> LedgerRun:
+        run = a_run(job_id=job_id, state="RUNNING", end_time=None, **changes)
+        with self.ledger.transaction() as tx:
+            return tx.start_run(run, share_csu=lien_csu, inputs={}, actor="test")[0]
+
+    def end(self, job_id: int, charge_csu: int = 40, **changes: Any) -> None:
+        with self.ledger.transaction() as tx:
+            tx.end_run(
+                a_run(job_id=job_id, **changes), charge_csu=charge_csu, share_csu=100, inputs={}, actor="test"
+            )  # fmt: skip
+
+    def deliver(self, **options: Any) -> DeliverReport:
+        options.setdefault("workers", self.workers)
+        return deliver_due(self.ledger, self.bank, self.book, CONFIG, self.now, **options)
+
+    def sent(self) -> List[str]:
+        """What was asked of jobs/ since the last look."""
+        found = [f"{m} {p}".rstrip("/") for m, p in self.portal.requests if p.startswith("jobs")]
+        self.portal.requests.clear()
+        return found
+
+    def waiting(self) -> int:
+        with self.ledger.transaction(write=False) as tx:
+            return tx.outbox_size()[0]
+
+    def run(self, job_id: int) -> LedgerRun:
+        with self.ledger.transaction(write=False) as tx:
+            return tx.runs_by_job(job_id)[0]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    yield made
+    made.close()
+
+
+def test_deliveries_go_in_the_ledgers_order_and_once(desk: Desk) -> None:
+    for job_id in (3, 1, 2):
+        desk.start(job_id)
+    report = desk.deliver()
+    assert (report.starts, report.ends, report.more) == (3, 0, False)
+    assert list(desk.portal.jobs) == ["3", "1", "2"]
+    assert desk.sent() == ["POST jobs"] * 3
+    assert desk.deliver().delivered == 0 and desk.sent() == []
+    assert desk.run(3).bank_csu == 100 and desk.run(3).start_acked
+    assert desk.waiting() == 0 and desk.book.counts() == {"unresolved": 0}
+
+
+def test_an_end_supersedes_a_start_that_was_not_delivered(desk: Desk) -> None:
+    desk.start(1)
+    desk.end(1)
+    report = desk.deliver()
+    assert (report.starts, report.ends) == (0, 1)
+    assert desk.sent() == ["GET jobs/1", "PUT jobs/1"]
+    assert desk.project.used_csu == 40 == desk.run(1).bank_csu
+
+
+def test_everything_waits_while_the_bank_is_away_and_one_tries_whether_it_is_back(
+    desk: Desk,
+) -> None:
+    for job_id in range(1, 6):
+        desk.start(job_id)
+    desk.portal.faults = ["", "maintenance"] + ["maintenance"] * 3
+    report = desk.deliver()
+    assert (report.delivered, report.unanswered) == (0, 1)
+    assert "503" in report.bank_away
+    desk.sent()
+    assert "503" in desk.deliver().bank_away
+    assert desk.sent() == []
+    assert desk.book.away is not None and desk.book.away.since == pytest.approx(desk.now, abs=1)
+    for _ in range(3):
+        desk.now += 301
+        desk.portal.requests.clear()
+        desk.deliver()
+        assert len(desk.portal.requests) == 1  # a probe, alone
+    desk.now += 301
+    desk.deliver()
+    assert desk.book.away is None and desk.waiting() == 0
+    assert len(desk.portal.jobs) == 5
+
+
+def test_a_delivery_that_the_bank_fails_on_does_not_stop_the_others(desk: Desk) -> None:
+    for job_id in range(1, 6):
+        desk.start(job_id)
+    create = desk.portal._create
+
+    def fails_on_one(body: Any) -> Any:
+        return (500, "<h1>error</h1>") if body["jobslurmid"] == "1" else create(body)
+
+    desk.portal._create = fails_on_one  # type: ignore[method-assign]
+    for _ in range(4):
+        desk.deliver()
+        desk.now += 2
+    assert sorted(desk.portal.jobs) == ["2", "3", "4", "5"]
+    assert desk.waiting() == 1
+
+
+def test_a_refused_token_pauses_everything_and_alarms(desk: Desk) -> None:
+    desk.start(1)
+    desk.start(2)
+    handle = desk.portal._handle
+    desk.portal._handle = lambda *_: (401, {"detail": "Invalid token."})  # type: ignore[method-assign]
+    report = desk.deliver()
+    assert len(report.alarms) == 1 and "401" in report.alarms[0]
+    assert desk.book.away is not None and desk.book.away.unauthorized
+    desk.sent()
+    desk.now += 10
+    desk.deliver()
+    assert desk.sent() == []
+    desk.portal._handle = handle  # type: ignore[method-assign]
+    desk.now += 61
+    assert desk.deliver().starts == 2
+
+
+def test_what_may_heal_waits_and_goes_when_it_has(desk: Desk) -> None:
+    desk.project.members["1001"].active = False
+    for job_id in range(1, 51):
+        desk.start(job_id)
+    desk.start(60, user_id=1002)
+    report = desk.deliver()
+    assert (report.starts, report.healing, report.parked) == (1, 1, 0)
+    assert desk.sent() == ["POST jobs"] * 2  # one of the member's runs speaks for the rest
+    desk.now += HEAL_RETRY_S / 2
+    assert desk.deliver().delivered == 0 and desk.sent() == []
+    desk.project.members["1001"].active = True
+    desk.now += HEAL_RETRY_S
+    assert desk.deliver().starts == 50
+    assert desk.waiting() == 0
+
+
+def test_what_the_bank_refuses_for_good_is_parked_and_told(desk: Desk) -> None:
+    desk.end(1, charge_csu=10**12)
+    desk.end(2)
+    report = desk.deliver()
+    assert (report.ends, report.parked) == (1, 1)
+    assert "job 1" in report.alarms[0]
+    with desk.ledger.transaction() as tx:
+        (parked,) = tx.parked_runs()
+    assert parked.job_id == 1 and "takes at most" in str(parked.parked)
+    desk.sent()
+    desk.now += 10 * PARKED_LOOK_S
+    desk.deliver()
+    assert desk.sent() == []
+    desk.end(1, charge_csu=50)  # restated: another thing to tell
+    desk.now += 2 * PARKED_LOOK_S
+    assert desk.deliver().ends == 1
+    assert desk.waiting() == 0 and desk.project.used_csu == 90
+
+
+def test_a_lost_reply_is_looked_after_before_anything_is_sent_again(desk: Desk) -> None:
+    desk.start(1)
+    desk.deliver()
+    desk.end(1)
+    desk.portal.faults = ["lose_reply"]
+    assert desk.deliver().unanswered == 1
+    desk.sent()
+    desk.now += 400
+    assert desk.deliver().ends == 1
+    assert desk.sent() == ["GET jobs/1"]
+    assert desk.project.used_csu == 40 == desk.run(1).bank_csu
+
+
+def test_what_the_bank_holds_is_known_even_when_it_then_refuses(desk: Desk) -> None:
+    """An end is applied and its reply lost; it is restated, and by then the member has left."""
+    refresh_funds(desk.ledger, desk.bank, desk.book, [("fc_alpha", USER)], desk.now)
+    desk.start(1, lien_csu=100)
+    desk.deliver()
+    desk.end(1, charge_csu=20)
+    desk.portal.faults = ["lose_reply"]
+    desk.deliver()
+    desk.end(1, charge_csu=90)
+    desk.project.members["1001"].active = False
+    desk.now += 400
+    assert desk.deliver().healing == 1
+    assert desk.run(1).bank_csu == 20 == desk.project.used_csu
+    refresh_funds(desk.ledger, desk.bank, desk.book, [("fc_alpha", 1002)], desk.now)
+    with desk.ledger.transaction() as tx:
+        view = tx.funds_view("fc_alpha", 1002)
+    assert view.account_available_csu == 100_000 - 90
+
+
+def test_a_process_that_died_in_the_middle_asks_first(desk: Desk) -> None:
+    desk.start(1)
+
+    def die(_: Any) -> None:
+        desk.close()
+        raise KeyboardInterrupt
+
+    desk.portal.meanwhile = die
+    with pytest.raises((KeyboardInterrupt, LedgerError)):
+        desk.deliver()
+    desk.open()
+    assert desk.book.counts()["unresolved"] == 1
+    assert desk.book.refresh_marker("fc_alpha") is None
+    desk.sent()
+    assert desk.deliver().starts == 1
+    assert desk.sent()[0] == "GET jobs/1"
+    assert desk.project.used_csu == 100 == desk.run(1).bank_csu
+    assert desk.book.refresh_marker("fc_alpha") is not None
+
+
+def test_a_lost_book_takes_what_waits_as_possibly_sent(desk: Desk) -> None:
+    desk.start(1)
+    desk.portal.faults = ["", "lose_reply"]
+    desk.deliver()
+    desk.close()
+    for name in os.listdir(desk.directory):
+        if name.startswith("delivery."):
+            (desk.directory / name).unlink()
+    desk.open()
+    assert desk.book.refresh_marker("fc_alpha") is None
+    desk.sent()
+    assert desk.deliver().starts == 1
+    assert desk.sent()[0] == "GET jobs/1"
+    assert desk.project.used_csu == 100
+
+
+def test_a_run_restated_while_it_is_delivered_goes_again(desk: Desk) -> None:
+    desk.end(1, charge_csu=40)
+    desk.portal.meanwhile = lambda _: desk.end(1, charge_csu=55)
+    assert desk.deliver().ends == 2
+    assert desk.project.used_csu == 55 == desk.run(1).bank_csu
+    assert desk.waiting() == 0
+
+
+def test_a_run_that_ends_while_its_start_is_delivered_is_ended(desk: Desk) -> None:
+    desk.start(1)
+    desk.portal.meanwhile = lambda _: desk.end(1)
+    desk.deliver()
+    desk.deliver()
+    assert desk.project.used_csu == 40 == desk.run(1).bank_csu
+    assert desk.waiting() == 0
+
+
+def test_a_ledger_that_cannot_be_written_loses_nothing(desk: Desk) -> None:
+    desk.start(1)
+    blocker = sqlite3.connect(desk.ledger.path, isolation_level=None)
+    desk.portal.meanwhile = lambda _: blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerError):
+        desk.deliver()
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert desk.book.counts()["unresolved"] == 1
+    desk.now += 400
+    assert desk.deliver().starts == 1
+    assert desk.project.used_csu == 100 == desk.run(1).bank_csu
+
+
+def test_deliveries_of_an_account_wait_for_a_refresh_of_its_funds(desk: Desk) -> None:
+    desk.start(1)
+    with desk.book.hold("fc_alpha", 0.1):
+        assert desk.deliver(budget_s=0.2).delivered == 0
+    desk.now += 1
+    assert desk.deliver().starts == 1
+
+
+def test_a_round_ends_when_its_time_is_up(desk: Desk) -> None:
+    for job_id in range(1, 30):
+        desk.start(job_id)
+    report = desk.deliver(budget_s=0)
+    assert report.more and report.delivered == 0
+    assert desk.deliver().starts == 29
+
+
+def test_only_one_delivers_at_a_time(desk: Desk) -> None:
+    desk.start(1)
+    with desk.book.delivering:
+        assert desk.deliver().delivered == 0
+    assert desk.deliver().starts == 1
+
+
+def test_the_book_is_its_owners_alone(desk: Desk) -> None:
+    for name in os.listdir(desk.directory):
+        if name.startswith("delivery."):
+            assert stat.S_IMODE((desk.directory / name).stat().st_mode) == 0o600
+
+
+def test_what_is_put_off_is_not_looked_at_again_before_its_time(desk: Desk) -> None:
+    desk.project.members["1001"].active = False
+    for job_id in range(1, 501):
+        desk.start(job_id)
+    desk.deliver()
+    seen: List[int] = []
+    due = desk.book.known
+    desk.book.known = lambda ids: seen.extend(ids) or due(ids)  # type: ignore[method-assign,func-returns-value]
+    desk.deliver()
+    assert seen == []
+    desk.start(501, user_id=1002)
+    assert desk.deliver().starts == 1
+    assert len(seen) == 1
+
+
+def test_four_at_once_and_the_bundled_bank_agrees(tmp_path: Path) -> None:
+    with RunningBank() as running:
+        account, other = running.account("1000"), running.account("1000")
+        tmp_path.chmod(0o700)
+        ledger = Ledger(str(tmp_path), "c", check_directory=False)
+        book = DeliveryBook(str(tmp_path / "delivery.sqlite3"))
+        bank = Bank(running.url.rstrip("/"), running.keys["relay"], timeout_s=10)
+        submitted = int(time.time()) - 7200
+        for job_id in range(1, 41):
+            whose = (account, other)[job_id % 2]
+            run = a_run(
+                job_id=job_id, submit_time=submitted, start_time=submitted + 5, end_time=submitted + 65,
+                user_id=int(whose.uid), account=whose.name,
+            )  # fmt: skip
+            with ledger.transaction() as tx:
+                tx.start_run(run, share_csu=100, inputs={}, actor="test")
+                if job_id > 20:
+                    tx.end_run(run, charge_csu=job_id, share_csu=100, inputs={}, actor="test")
+        report = deliver_due(ledger, bank, book, CONFIG, time.time(), budget_s=60)
+        assert (report.starts, report.ends, report.alarms) == (20, 20, [])
+        for whose, parity in ((account, 0), (other, 1)):
+            charged = sum(job_id for job_id in range(21, 41) if job_id % 2 == parity)
+            assert running.usage(whose) * 100 == 10 * 100 + charged
+        with ledger.transaction() as tx:
+            assert tx.check() == [] and tx.outbox_size()[0] == 0
+        running.stop()
+        with ledger.transaction() as tx:
+            tx.end_run(run, charge_csu=1, share_csu=100, inputs={}, actor="test")
+        assert "refused" in deliver_due(ledger, bank, book, CONFIG, time.time()).bank_away
+        ledger.close()
+        book.close()
