@@ -7,7 +7,7 @@
 #   make plugins    the three plugins, against SLURM_SRC= or the source package of the installed Slurm
 #   make install    plugins, Python packages, command and units (DESTDIR= PLUGINDIR= SPANKDIR= LIBDIR= ...)
 #   make uninstall
-#   make cluster    a cluster with everything in it that stays up to play with
+#   make cluster    a cluster with everything in it that stays up to play with; make cluster-stop ends it
 #   make check      unit, property, server and plugin tests                       make live   the real cluster
 #   make client     generate mybrc_client from spec/mybrc.openapi.yaml            make lint   ruff, mypy, shellcheck
 #   make bench      the budgets of docs/architecture.md, measured
@@ -18,7 +18,7 @@ PYTEST := $(VENV_PYTHON) -m pytest
 SETUP_STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plugins install uninstall cluster demo check live test client client-check lint bench clean
+.PHONY: help setup plugins install uninstall cluster cluster-stop demo check live test client client-check lint bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +39,9 @@ plugins install uninstall:
 
 cluster: setup
 	@$(VENV_PYTHON) -m tests.rig.demo cluster
+
+cluster-stop:
+	@$(VENV_PYTHON) -m tests.rig.cluster down --left
 
 demo: setup
 	@$(VENV_PYTHON) -m tests.rig.demo

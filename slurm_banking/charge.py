@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Iterable, Optional, Tuple
 
 from slurm_banking.amounts import charge_csu
 from slurm_banking.prices import Price, PriceList
@@ -20,9 +20,25 @@ def charge(run: Run, price: Price) -> int:
 
     ``price`` is the one in force when the run started: the caller knows which price list that is.
     """
-    if not run.started or run.cpus <= 0 or run.elapsed_s <= 0:
+    if not run.started:
         return 0
-    return charge_csu(price.su, run.cpus, run.elapsed_s)
+    return charge_csu(price.su, 1, cpu_seconds(run))
+
+
+def cpu_seconds(run: Run) -> int:
+    """CPUs times the seconds that each was allocated; a run that was resized had more or fewer of them for a while."""
+    if run.cpu_s is not None:
+        return max(0, run.cpu_s)
+    return max(0, run.cpus) * max(0, run.elapsed_s)
+
+
+def cpu_seconds_of(segments: Iterable[Tuple[int, int]], cpus: int, elapsed_s: int) -> int:
+    """The same from the resizes of a run, each (CPUs until then, seconds that it had run by then), and from its end."""
+    total, until_s = 0, 0
+    for segment_cpus, segment_s in sorted(segments, key=lambda segment: segment[1]):
+        total += segment_cpus * max(0, segment_s - until_s)
+        until_s = max(until_s, segment_s)
+    return total + max(0, cpus) * max(0, elapsed_s - until_s)
 
 
 def elapsed_s(

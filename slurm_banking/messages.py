@@ -34,6 +34,22 @@ def accepted(
     return f"{text}; {account} has {format_su(left_csu)} SU left beside it."
 
 
+def _available(account: str, available_csu: int, reason: Reason) -> str:
+    who = f"your share of {account}" if reason is Reason.INSUFFICIENT_USER_FUNDS else account
+    return f"{who} has {format_su(available_csu)} SU available"
+
+
+def would_be_refused(reason: Reason, account: str, available_csu: Optional[int]) -> str:
+    """The note of what ``enforce = "log"`` accepts although it does not fit."""
+    if reason in (Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_USER_FUNDS):
+        return would_be(f"{_available(account, available_csu or 0, reason)}.")
+    return would_be(refused(reason, account))
+
+
+def would_be(refusal: str) -> str:
+    return f"it is accepted for now, and would be refused: {refusal}"
+
+
 def insufficient(
     account: str,
     estimate: Estimate,
@@ -42,16 +58,16 @@ def insufficient(
     set_aside: SetAside,
     hints: Hints,
 ) -> str:
-    who = account if reason is Reason.INSUFFICIENT_FUNDS else f"your share of {account}"
     lines = [
-        f"{who} has {format_su(available_csu)} SU available; "
+        f"{_available(account, available_csu, reason)}; "
         f"this job could cost up to {format_su(estimate.cost_csu)} SU ({describe(estimate)})."
     ]
     second: List[str] = []
     if set_aside.queued_csu or set_aside.running_csu:
+        counted = ((set_aside.queued_jobs, "queued"), (set_aside.running_jobs, "running"))
         second.append(
             f"{format_su(set_aside.queued_csu + set_aside.running_csu)} SU are set aside in {account} for "
-            f"{_jobs(set_aside.queued_jobs, 'queued')} and {_jobs(set_aside.running_jobs, 'running')}."
+            f"{' and '.join(_jobs(count, what) for count, what in counted if count)}."
         )
     fits: List[str] = []
     if hints.time_limit is not None:

@@ -189,6 +189,7 @@ class Run:
     time_limit_min: Optional[int] = None
     requeue: bool = False  #: Slurm will run it again
     resizing: bool = False  #: a segment, not the end
+    cpu_s: Optional[int] = None  #: CPU-seconds, if its CPUs changed while it ran
     name: str = ""
     admin_comment: str = ""
     source: str = "jobcomp"  #: "jobcomp", "sacct", "squeue"
@@ -259,3 +260,4 @@ class Verdict:
     token: str = ""  #: for admin_comment
     available_csu: Optional[int] = None  #: None: unlimited or unknown
     set_aside_csu: int = 0  #: liens of queued and running jobs at the time
+    would_be: Optional[Outcome] = None  #: with enforce = "log": what it is not, but would have been

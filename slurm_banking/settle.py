@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from slurm_banking import charge as charging
 from slurm_banking import policy, tokens
+from slurm_banking.amounts import lien_csu
 from slurm_banking.config import Config
 from slurm_banking.estimate import Unpriceable, estimate_queued
 from slurm_banking.ledger import EndResult, LedgerRun, Transaction
@@ -67,7 +69,9 @@ def _price(prices: PriceList, run: Run) -> Price:
 
 
 def _inputs(run: Run, price: Price) -> Mapping[str, Any]:
+    resized = {} if run.cpu_s is None else {"cpu_s": run.cpu_s}
     return {
+        **resized,
         "partition": run.partition,
         "qos": run.qos,
         "cpus": run.cpus,
@@ -127,7 +131,17 @@ def start_run(tx: Transaction, run: Run, config: Config, *, actor: str) -> Tuple
 
 
 def end_run(tx: Transaction, run: Run, config: Config, *, actor: str) -> EndResult:
-    """A run ended: charge what was allocated for as long as it ran, at the price in force when it started."""
+    """A run ended: charge what was allocated for as long as it ran, at the price in force when it started.
+
+    Of a run that only changes its nodes, the CPUs until now are noted, for its charge.
+    """
+    if run.resizing:
+        return _resized(tx, run, config, actor)
+    if run.cpu_s is None and run.started:
+        resizes = tx.resizes(run.job_id, run.submit_time)
+        if resizes:
+            used = charging.cpu_seconds_of(resizes, run.cpus, run.elapsed_s)
+            run = replace(run, cpu_s=used)
     price = _price(prices_for(tx, config, run.start_time), run)
     estimate = queued_estimate(config, _as_queued(run))
     return tx.end_run(
@@ -138,4 +152,22 @@ def end_run(tx: Transaction, run: Run, config: Config, *, actor: str) -> EndResu
         actor=actor,
         token_lien_id=_token_lien_id(run),
         grandfathered=_grandfathered(tx, run),
+        next_counted=policy.counts_while_queued(config.policy.mode),
     )
+
+
+def _resized(tx: Transaction, run: Run, config: Config, actor: str) -> EndResult:
+    if not run.started:
+        return EndResult(kind="ignored")
+    existing, _ = start_run(tx, run, config, actor=actor)
+    if existing.state == "running":
+        tx.note_resize(existing, cpus=run.cpus, elapsed_s=run.elapsed_s, actor=actor)
+    return EndResult(kind="resized", run=existing)
+
+
+def given_back_csu(tx: Transaction, run: LedgerRun, cpus: int, price_su: str) -> int:
+    """What a running run has used of CPUs that it no longer has, at a price per CPU and hour; rounded up."""
+    resizes = tx.resizes(run.job_id, run.submit_time)
+    until_s = max((elapsed_s for _, elapsed_s in resizes), default=0)
+    more = charging.cpu_seconds_of(resizes, cpus, until_s) - cpus * until_s
+    return lien_csu(Decimal(price_su), 1, max(0, more))

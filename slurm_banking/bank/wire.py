@@ -54,13 +54,13 @@ class BankRun:
             )
         return self.submit_time == run.submit_time
 
+    def has_the_end_of(self, run: LedgerRun) -> bool:
+        """Whether the row has the end of the run already, at whatever cost."""
+        return self.end_time is not None and self.end_time == _end(run)
+
     def is_final_for(self, run: LedgerRun) -> bool:
-        """Whether the row has the end of the run already."""
-        return (
-            self.end_time is not None
-            and self.end_time == _end(run)
-            and self.amount_csu == run.charge_csu
-        )
+        """Whether the row has the end of the run, and its charge, already."""
+        return self.has_the_end_of(run) and self.amount_csu == run.charge_csu
 
 
 def default_job_id(run: LedgerRun, job_id_format: str, cluster: str) -> str:

@@ -152,11 +152,14 @@ def run(ffi: Any, struct: Any, cluster: str, *, ended: bool) -> Run:
         state = "REQUEUED"
     nodes = text(ffi, struct.nodes)
     started = bool(nodes) and struct.total_cpus > 0 and struct.start_time > 0
+    resizing = bool(struct.job_state & JOB_RESIZING)
+    # While it goes on, the end is that of its limit.
+    end_time = struct.resize_time if resizing and struct.resize_time else struct.end_time
     elapsed = 0
     if ended and started:
         elapsed = elapsed_s(
             struct.start_time,
-            struct.end_time,
+            end_time,
             struct.suspend_time or None,
             struct.pre_suspend_s,
             state,
@@ -173,7 +176,7 @@ def run(ffi: Any, struct: Any, cluster: str, *, ended: bool) -> Run:
         qos=text(ffi, struct.qos) or None,
         state=state,
         start_time=struct.start_time or None,
-        end_time=(struct.end_time or None) if ended else None,
+        end_time=(end_time or None) if ended else None,
         elapsed_s=elapsed,
         cpus=struct.total_cpus if started else 0,
         started=started,
@@ -186,7 +189,7 @@ def run(ffi: Any, struct: Any, cluster: str, *, ended: bool) -> Run:
         task_count=max(1, struct.task_count),
         time_limit_min=minutes(struct.time_limit_min),
         requeue=requeue,
-        resizing=bool(struct.job_state & JOB_RESIZING),
+        resizing=resizing,
         name=text(ffi, struct.name),
         admin_comment=text(ffi, struct.admin_comment),
         source="jobcomp",

@@ -280,16 +280,17 @@ class Engine:
         account = sub.account or ""
         outcome, reason = decision.outcome, decision.reason
         note = None
+        would_be: Optional[Outcome] = None
         if outcome is not Outcome.ACCEPTED:
             allowed = tx.exception_for(sub.job_user_id, job_id, now)
             if allowed is not None:
                 outcome, reason = Outcome.ACCEPTED, Reason.ALLOWED
                 note = f"accepted by an operator's exception: {allowed}"
-            elif config.policy.enforce == "log":
-                note = f"would be refused: {reason.value}" if outcome is Outcome.REFUSED else None
-                outcome = Outcome.ACCEPTED
             elif outcome is Outcome.UNDECIDED:
                 return self._undecided(reason, cost, config, account, tx, set_aside)
+            elif config.policy.enforce == "log":
+                note = messages.would_be_refused(reason, account, decision.available_csu)
+                outcome, would_be = Outcome.ACCEPTED, outcome
         if outcome is Outcome.ACCEPTED:
             token = set_aside(tx, reason)
             left = decision.available_csu
@@ -305,6 +306,7 @@ class Engine:
                 token=token,
                 message=message,
                 available_csu=decision.available_csu,
+                would_be=would_be,
             )
         if reason in (Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_USER_FUNDS):
             available = decision.available_csu or 0
@@ -356,7 +358,8 @@ class Engine:
         set_aside: Optional[Callable[[Transaction, Reason], str]] = None,
     ) -> Verdict:
         """By policy: refuse, or accept and set aside all the same where the ledger can be written."""
-        if config.policy.undecided == "reject" and config.policy.enforce != "log":
+        rejected = config.policy.undecided == "reject"
+        if rejected and config.policy.enforce != "log":
             return Verdict(
                 outcome=Outcome.REFUSED,
                 reason=reason,
@@ -370,11 +373,12 @@ class Engine:
         if config.policy.tell_estimate:
             message = messages.accepted(account, cost, None, messages.unchecked(reason))
         return Verdict(
-            outcome=Outcome.UNDECIDED,
+            outcome=Outcome.ACCEPTED if rejected else Outcome.UNDECIDED,
             reason=reason,
             estimate=cost,
             token=token,
             message=message,
+            would_be=Outcome.REFUSED if rejected else None,
         )
 
     def _enforced(self, verdict: Verdict, config: Config, account: Optional[str]) -> Verdict:
@@ -383,9 +387,11 @@ class Engine:
             return verdict
         if config.policy.enforce == "log":
             return Verdict(
-                outcome=Outcome.UNDECIDED,
+                outcome=Outcome.ACCEPTED,
                 reason=verdict.reason,
                 estimate=verdict.estimate,
+                message=messages.would_be(verdict.message) if config.policy.tell_estimate else "",
+                would_be=verdict.outcome,
             )
         if not config.policy.contact:
             return verdict
@@ -466,7 +472,10 @@ class Engine:
             )
             if held.origin == "grandfathered":
                 return now_csu, now_csu
-            return now_csu, held.amount_csu if held.counted else 0
+            if held.counted:
+                return now_csu, held.amount_csu
+            grows = cost.per_task_csu > max(held.per_task_csu, held.proposed_csu or 0)
+            return now_csu, 0 if grows else now_csu
 
         def set_aside(tx: Transaction, reason: Reason) -> str:
             held = found["held"]
@@ -518,6 +527,7 @@ class Engine:
             estimate=verdict.estimate,
             message=verdict.message,
             available_csu=verdict.available_csu,
+            would_be=verdict.would_be,
         )
 
     def _held(self, tx: Transaction, update: JobUpdate) -> Any:
@@ -531,7 +541,12 @@ class Engine:
             lien
             for job_id in dict.fromkeys((update.job_id, update.array_job_id or update.job_id))
             for lien in tx.liens_by_job(job_id)
-            if lien.open and lien.user_id == update.wanted.job_user_id
+            if lien.open
+            and lien.user_id == update.wanted.job_user_id
+            and (
+                lien.submit_time in (None, update.submit_time)
+                or lien.origin in ("requeue", "update")
+            )
         ]
         if not candidates and token is not None:
             lien = tx.lien(token.lien_id)
@@ -583,8 +598,6 @@ class Engine:
             words.append(f"next_lien={result.next_lien_id}")
         words.append(f"elapsed_us={int((time.perf_counter() - started) * 1e6)}")
         self.log(INFO, " ".join(words))
-        if run.resizing:
-            self._mark_for_rescan(config, run)
 
     def run_started(self, run: Run) -> None:
         """From 25.05 on; before, the relay finds starts in the queue."""
@@ -634,6 +647,8 @@ class Engine:
 
 def _numbers(verdict: Verdict) -> Tuple[str, ...]:
     words = []
+    if verdict.would_be is not None:
+        words.append(f"would={verdict.would_be.value}")
     if verdict.estimate is not None:
         words.append(f"partition={_word(verdict.estimate.partition)}")
         words.append(f"estimate_su={format_su(verdict.estimate.cost_csu)}")

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from slurm_banking import __version__
 from slurm_banking.errors import BankingError, ConfigError, RelayUnavailable
@@ -46,39 +46,52 @@ def default_config_path() -> str:
 # -- asking the relay -------------------------------------------------------------------------------------------------
 
 
-def socket_path(args: argparse.Namespace) -> str:
-    """--socket, or what the configuration says if it may be read, or the default."""
+def socket_path(args: argparse.Namespace) -> Tuple[str, str]:
+    """--socket, or what the configuration says, or the default where it cannot say; and then, why."""
     from slurm_banking.relay import protocol
 
     if args.socket is not None:
-        return str(args.socket)
+        return str(args.socket), ""
     path = args.config or default_config_path()
     if args.config is None and not os.access(path, os.R_OK):
-        return protocol.DEFAULT_SOCKET
+        what = "may not be read by you" if os.path.exists(path) else "cannot be found"
+        return protocol.DEFAULT_SOCKET, f"{path} {what}"
     from slurm_banking import config
 
-    # Of a token in there nothing is kept: this is a user's process.
-    return config.load(path, in_slurmctld=True).relay.socket
+    try:
+        # Of a token in there nothing is kept: this is a user's process.
+        return config.load(path, in_slurmctld=True).relay.socket, ""
+    except ConfigError:
+        if args.config is not None:
+            raise
+        # The relay serves on with what it read before; whoever wants to know how it is doing must reach it.
+        return protocol.DEFAULT_SOCKET, f"{path} has mistakes (see: slurm-banking check-config)"
 
 
 def ask_relay(args: argparse.Namespace, request: Mapping[str, Any]) -> Dict[str, Any]:
-    """:raises CommandError: the relay said no. :raises RelayUnavailable: it said nothing."""
+    """:raises CommandError: the relay said no, or nothing."""
     from slurm_banking.relay import client, protocol
 
-    path = socket_path(args)
-    try:
-        # Who owns the directory decides what listens there.
-        owner = os.stat(os.path.dirname(path) or ".").st_uid
-    except OSError as error:
-        raise RelayUnavailable(f"relay {path}: {error.strerror}") from None
+    path, assumed = socket_path(args)
     asked = {key: value for key, value in request.items() if value is not None}
-    answer = client.ask(
-        path,
-        asked,
-        ASK_S,
-        allowed_owner_uids=(0, owner),
-        max_reply_bytes=protocol.MAX_LONG_REPLY_BYTES,
-    )
+    try:
+        try:
+            # Who owns the directory decides what listens there.
+            owner = os.stat(os.path.dirname(path) or ".").st_uid
+        except OSError as error:
+            raise RelayUnavailable(f"relay {path}: {error.strerror}") from None
+        answer = client.ask(
+            path,
+            asked,
+            ASK_S,
+            allowed_owner_uids=(0, owner),
+            max_reply_bytes=protocol.MAX_LONG_REPLY_BYTES,
+        )
+    except RelayUnavailable as error:
+        hint = "does the relay run on this host? Only the controller's host has its socket"
+        if assumed:
+            hint = f"{assumed}, so the default socket was tried; --socket names another. Otherwise: {hint}"
+        raise CommandError(f"{error}: {hint}", UNAVAILABLE) from None
     if not answer.get("ok"):
         status = _STATUS_OF.get(str(answer.get("error")), UNAVAILABLE)
         raise CommandError(str(answer.get("message", "the relay refused")), status)
@@ -208,9 +221,12 @@ def _status(args: argparse.Namespace) -> int:
     from slurm_banking.cli import render
 
     answer = ask_relay(args, {"op": "status"})
+    differs = _differences(args, answer)
+    answer["differs"] = differs
     _show(args, answer, lambda: render.status(answer, int(time.time())))
     needs_somebody = (
-        not answer["ledger_complete"]
+        differs
+        or not answer["ledger_complete"]
         or answer["parked"]
         or answer.get("bank_away_since") is not None
         or answer.get("alarms")
@@ -218,6 +234,36 @@ def _status(args: argparse.Namespace) -> int:
         or answer.get("config_problem")
     )
     return NO if needs_somebody else OK
+
+
+def _differences(args: argparse.Namespace, answer: Mapping[str, Any]) -> List[str]:
+    """Where the relay that answered is not the one that this command is for."""
+    found = []
+    if answer["version"] != __version__:
+        found.append(
+            f"the relay runs version {answer['version']}, this command is {__version__}: restart the relay"
+        )
+    theirs = answer.get("config")  # told to operators
+    ours = args.config
+    if ours is None and args.socket is None:
+        ours = default_config_path()
+    if theirs and ours and os.path.exists(ours) and not _same_file(theirs, ours):
+        found.append(f"the relay reads {theirs}, this command {os.path.abspath(ours)}")
+    return found
+
+
+def _same_file(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import render
+
+    if args.all == (args.job is not None):
+        raise CommandError("retry: expected a JOB, or --all", USAGE)
+    answer = ask_relay(args, {"op": "retry", "job": args.job, "all": args.all or None})
+    _show(args, answer, lambda: render.retried(answer))
+    return OK if all(run["result"] == "delivered" for run in answer["runs"]) else NO
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -248,8 +294,13 @@ def _bank_stub(args: argparse.Namespace) -> int:
 # -- the parser -------------------------------------------------------------------------------------------------------
 
 
-def _common(*, suppressed: bool) -> argparse.ArgumentParser:
-    """Options that may stand before a command and after it."""
+FOR_USERS = "for users"
+FOR_OPERATORS = "for operators (root, SlurmUser, [Relay] admin_users)"
+SERVICES = "services"
+
+
+def _common(*, suppressed: bool, asks: bool = True) -> argparse.ArgumentParser:
+    """Options that may stand before a command and after it. ``asks``: it asks the relay."""
     default = argparse.SUPPRESS if suppressed else None
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
@@ -258,39 +309,50 @@ def _common(*, suppressed: bool) -> argparse.ArgumentParser:
         default=default,
         help="bank-config.toml (default: beside slurm.conf)",
     )
-    parser.add_argument(
-        "--socket",
-        metavar="PATH",
-        default=default,
-        help="the relay's socket (default: as configured)",
-    )
+    if asks:
+        parser.add_argument(
+            "--socket",
+            metavar="PATH",
+            default=default,
+            help="the relay's socket (default: as configured)",
+        )
     return parser
 
 
 def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slurm-banking",
-        description="Service units of a Slurm cluster: balances, quotes, charges, and where each number comes from.",
+        usage="slurm-banking [--config PATH] [--socket PATH] COMMAND ...",
+        description="Service units of a Slurm cluster: balances, quotes, charges, and where each number comes\n"
+        "from. It works on the controller's host.",
         parents=[_common(suppressed=False)],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"slurm-banking {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # The epilog lists them, by whom they are for.
+    commands = parser.add_subparsers(
+        prog="slurm-banking", metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
     common = _common(suppressed=True)
+    listed: Dict[str, List[str]] = {heading: [] for heading in (FOR_USERS, FOR_OPERATORS, SERVICES)}
 
     def command(
         name: str,
         run: Callable[[argparse.Namespace], int],
         text: str,
         *aliases: str,
+        group: str = FOR_USERS,
         to_json: bool = True,
+        asks: bool = True,
     ) -> argparse.ArgumentParser:
+        also = f" (also: {', '.join(aliases)})" if aliases else ""
+        listed[group].append(_listed(name, text + also))
         made: argparse.ArgumentParser = commands.add_parser(
             name,
-            help=text,
-            description=text,
+            description=text[0].upper() + text[1:] + ".",
             aliases=list(aliases),
-            parents=[common],
+            parents=[common if asks else _common(suppressed=True, asks=False)],
             allow_abbrev=False,
         )
         made.set_defaults(run=run, json=False)
@@ -345,8 +407,20 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     )
     made.add_argument("job", metavar="JOB", help="a job id, 123, or a task of an array, 123_4")
 
+    command("exceptions", _exceptions, "exceptions in force for you; for operators, all of them")
+
+    command(
+        "status",
+        _status,
+        "how the relay is doing; exit status 1 if something needs somebody",
+        group=FOR_OPERATORS,
+    )
+
     made = command(
-        "allow", _allow, "operators: accept a user's submissions, or updates of a job, for a while"
+        "allow",
+        _allow,
+        "accept a user's submissions, or updates of a job, for a while",
+        group=FOR_OPERATORS,
     )
     made.add_argument("subject", metavar="USER|JOB", help="a user's name, or a job id")
     made.add_argument(
@@ -354,33 +428,59 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     )
     made.add_argument("--reason", metavar="TEXT", required=True, help="kept with the exception")
 
-    command("exceptions", _exceptions, "exceptions in force; operators see everybody's")
-    command("status", _status, "how the relay is doing")
+    made = command(
+        "retry",
+        _retry,
+        "send again what the bank refused, once the cause is mended",
+        group=FOR_OPERATORS,
+    )
+    made.add_argument("job", nargs="?", metavar="JOB", help="a job id, 123, or a task, 123_4")
+    made.add_argument("--all", action="store_true", help="everything that the bank refused")
 
-    made = command("sweep", _sweep, "operators: compare liens with Slurm's queue now")
+    made = command("sweep", _sweep, "compare liens with Slurm's queue now", group=FOR_OPERATORS)
     made.add_argument(
         "--force", action="store_true", help="end liens although an unusual number of jobs is gone"
     )
 
     made = command(
-        "check-config", _check_config, "every mistake in bank-config.toml, or what is in force"
+        "check-config",
+        _check_config,
+        "every mistake in bank-config.toml, or what is in force",
+        group=FOR_OPERATORS,
+        asks=False,
     )
     made.add_argument("path", nargs="?", metavar="PATH", help="default: beside slurm.conf")
     made.add_argument("--slurm-user", metavar="NAME", help="default: as slurm.conf says")
 
-    made = command("relay", _relay, "run the relay, one for each state directory", to_json=False)
+    made = command(
+        "relay",
+        _relay,
+        "run the relay, one for each state directory",
+        group=SERVICES,
+        to_json=False,
+        asks=False,
+    )
     made.add_argument(
         "--foreground", action="store_true", help="stay, and log to stderr (for systemd)"
     )
 
+    listed[SERVICES].append(_listed("bank", "set up and serve the bundled bank"))
     if with_bank:
         from slurm_banking.server import cli as bank
 
         bank.add_parser(commands)
     else:
-        made = commands.add_parser("bank", help="set up and serve the bundled bank")
+        made = commands.add_parser("bank")
         made.set_defaults(run=_bank_stub, json=False)
+    parser.epilog = "\n\n".join(
+        "\n".join([f"{heading}:", *lines]) for heading, lines in listed.items()
+    )
+    parser.epilog += "\n\nslurm-banking COMMAND --help has the options of each."
     return parser
+
+
+def _listed(name: str, text: str) -> str:
+    return f"  {name:<14}{text}"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -395,9 +495,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return stop.code if isinstance(stop.code, int) else USAGE
     except CommandError as error:
         return _complain([str(error)], error.status)
-    except RelayUnavailable as error:
-        hint = "does the relay run on this host? Only the controller's host has its socket"
-        return _complain([f"{error}: {hint}"], UNAVAILABLE)
     except ConfigError as error:
         return _complain(error.problems, NO)
     except BankingError as error:

@@ -362,6 +362,8 @@ def _told(entry: Answer) -> str:
         return f"{job}charged anew: {_charge_sum(inputs)}{_moved(moved)} ({reason})"
     if kind == "delivered":
         return f"{job}delivered to the bank: {reason}"
+    if kind == "note":
+        return f"{job}{reason} ({plain(entry['actor'])})"
     return f"{kind}: {reason}{_moved(moved)}"
 
 
@@ -410,7 +412,10 @@ def _now(answer: Answer) -> List[str]:
 
 def _delivery(run: Answer, answer: Answer) -> str:
     if run["parked"]:
-        return f"The bank refuses it, and an operator has to look: {plain_line(run['parked'])}"
+        return (
+            f"The bank refuses it, and an operator has to look: {plain_line(run['parked'])}; "
+            f"once that is mended: slurm-banking retry {run['job']}"
+        )
     waiting = run["waiting_since"]
     if not waiting:
         return (
@@ -473,6 +478,9 @@ def status(answer: Answer, now: int) -> List[str]:
         ]
     )
     rows.append(["refused by the bank", str(answer["parked"]) if answer["parked"] else "nothing"])
+    healing = (answer.get("deliveries") or {}).get("healing")
+    if healing:
+        rows.append(["refused for now", f"{healing}, tried again every few minutes"])
     complete = answer["ledger_complete"]
     rows.append(["ledger", "complete" if complete else "not yet compared with Slurm's queue"])
     sweep = answer.get("last_sweep")
@@ -493,6 +501,9 @@ def status(answer: Answer, now: int) -> List[str]:
         lines.append(
             f"job {run['job']} ({run['account']}): refused by the bank: {plain_line(run['reason'])}"
         )
+    if answer.get("parked_runs"):
+        lines.append("Once the cause is mended: slurm-banking retry JOB, or retry --all")
+    lines += [f"DIFFERS: {plain_line(text)}" for text in answer.get("differs") or []]
     lines += [f"ALARM: {plain_line(alarm)}" for alarm in answer.get("alarms") or []]
     return lines
 
@@ -500,6 +511,23 @@ def status(answer: Answer, now: int) -> List[str]:
 def plain_line(text: Any) -> str:
     """A whole line, without anything that moves the cursor."""
     return "".join(char if char.isprintable() else " " for char in str(text))[:400]
+
+
+def retried(answer: Answer) -> List[str]:
+    if not answer["runs"]:
+        return ["There is nothing that the bank refused."]
+    words = {
+        "delivered": "delivered",
+        "refused": "refused again",
+        "waiting": "waits; see: slurm-banking status",
+    }
+    lines = []
+    for run in answer["runs"]:
+        text = f"job {run['job']} ({run['account']}): {words.get(run['result'], run['result'])}"
+        lines.append(text + (f": {plain_line(run['reason'])}" if run["reason"] else ""))
+    if answer["left_out"]:
+        lines.append(f"... and {answer['left_out']} more.")
+    return lines + _bank_away(answer)
 
 
 def swept(answer: Answer) -> List[str]:

@@ -114,12 +114,23 @@ UPDATE runs SET lien_csu = :lien_csu, inputs = :inputs, time_limit_min = :time_l
 	partition = :partition, qos = :qos, proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL,
 	ledger_csu = :ledger_csu WHERE run_id = :run_id AND state = 'running';
 
+-- name: resizes
+SELECT inputs FROM entries WHERE job_id = ? AND submit_time = ? AND kind = 'note' AND reason = 'resized' ORDER BY seq;
+
+-- name: recharge_run
+UPDATE runs SET charge_csu = :charge_csu, ledger_csu = :charge_csu WHERE run_id = :run_id AND state = 'ended';
+
 -- name: end_run
 UPDATE runs SET state = 'ended', slurm_state = :slurm_state, start_time = :start_time, end_time = :end_time,
 	elapsed_s = :elapsed_s, cpus = :cpus, nodes = :nodes, node_count = :node_count, partition = :partition, qos = :qos,
 	time_limit_min = :time_limit_min, charge_csu = :charge_csu, ledger_csu = :charge_csu, period = :period,
 	proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL, inputs = :inputs, source = :source,
 	end_acked = 0, parked = NULL WHERE run_id = :run_id;
+
+-- name: lose_run
+UPDATE runs SET state = 'ended', slurm_state = :slurm_state, end_time = start_time, elapsed_s = 0, charge_csu = 0,
+	ledger_csu = 0, proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL, inputs = :inputs, end_acked = 0,
+	parked = NULL WHERE run_id = :run_id AND state = 'running';
 
 -- name: put_outbox
 INSERT INTO outbox (run_id, phase, created_us) VALUES (?, ?, ?) ON CONFLICT (run_id, phase) DO NOTHING;

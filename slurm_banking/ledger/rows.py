@@ -200,7 +200,7 @@ class EndResult:
     """What the end of a run did to the ledger."""
 
     #: "charged", "restated" (a second end with another cost), "duplicate" (a second end, nothing new),
-    #: "voided" (never ran), "ignored" (not an end, or nothing was set aside)
+    #: "voided" (never ran), "resized" (goes on with other nodes), "ignored" (not an end, or nothing was set aside)
     kind: str
     run: Optional[LedgerRun] = None
     next_lien_id: Optional[str] = None  #: opened for the next run of a requeued job

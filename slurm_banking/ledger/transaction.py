@@ -30,6 +30,9 @@ from slurm_banking.ledger.rows import (
 )
 from slurm_banking.records import Funds, FundsKind, Reason, Run
 
+#: The state of a run that Slurm forgot.
+LOST = "LOST"
+
 #: How many open updates, liens or deliveries one call hands out at most.
 MAX_ROWS = 100_000
 
@@ -441,12 +444,19 @@ class Transaction:
                 actor=actor,
                 inputs=seen_inputs,
             )
-        if lien.supersedes is not None:
-            old = self.lien(lien.supersedes)
-            if old is not None and old.open:
-                self.end_lien(
-                    old, "lien_voided", reason=f"moved to account {lien.account}", actor=actor
-                )
+        self._take_from_old(lien, tasks_left, actor)
+
+    def _take_from_old(self, lien: Lien, tasks: int, actor: str) -> None:
+        """Slurm was seen to have moved these tasks to the lien's account: the lien that they were in loses as many.
+
+        Once: later sightings of the lien find it confirmed. Of an array some tasks may move and others stay.
+        """
+        if lien.supersedes is None or lien.state != "unconfirmed":
+            return
+        old = self.lien(lien.supersedes)
+        if old is not None and old.open:
+            reason = f"moved to account {lien.account}"
+            self.take_tasks(old, tasks, kind="lien_voided", reason=reason, actor=actor)
 
     def take_tasks(self, lien: Lien, tasks: int, *, kind: str, reason: str, actor: str) -> int:
         """Take tasks out of a lien (they run, or will not); ends it with ``kind`` when none is left. What it freed."""
@@ -599,12 +609,7 @@ class Transaction:
             self.take_tasks(
                 lien, 1, kind="lien_charged", reason=f"job {run.job_id} started", actor=actor
             )
-            if lien.supersedes is not None:
-                old = self.lien(lien.supersedes)
-                if old is not None and old.open:
-                    self.end_lien(
-                        old, "lien_voided", reason=f"moved to account {lien.account}", actor=actor
-                    )
+            self._take_from_old(lien, 1, actor)
         ledger_csu = share_csu if counted else 0
         cursor = self._run(
             "insert_run",
@@ -742,11 +747,12 @@ class Transaction:
         actor: str,
         token_lien_id: Optional[str] = None,
         grandfathered: bool = False,
+        next_counted: bool = True,
     ) -> EndResult:
         """A run ended, or a job that never ran was cancelled. Charges once; a second end with another cost restates.
 
         In the same transaction the next run's lien is appended if Slurm will run the job again. ``share_csu`` counts as
-        the run's lien if none is found.
+        the run's lien if none is found; ``next_counted``: whether a lien counts against funds while its job waits.
 
         :raises EntryConflict: the key belongs to another user or account.
         """
@@ -758,6 +764,13 @@ class Transaction:
         if not run.started:
             return self._never_ran(run, existing, actor=actor, token_lien_id=token_lien_id)
         if existing is not None and existing.state == "ended":
+            if run.requeue and existing.slurm_state != "REQUEUED":
+                # A finished job that is put back into the queue: Slurm tells its run again, as if it had gone on until
+                # now. It had not.
+                next_lien = None
+                if not self._has_open_lien(run):
+                    next_lien = self._open_next(existing, run, actor, next_counted)
+                return EndResult(kind="duplicate", run=existing, next_lien_id=next_lien)
             if existing.charge_csu == charge_csu and existing.end_time == run.end_time:
                 return EndResult(kind="duplicate", run=existing)
             return self._restate(existing, run, charge_csu, inputs, actor)
@@ -787,27 +800,104 @@ class Transaction:
         )
         next_lien = None
         if run.requeue:
-            next_lien = self.open_lien(
-                account=run.account,
-                user_id=run.user_id,
-                per_task_csu=existing.lien_csu,
-                tasks=1,
-                origin="requeue",
-                inputs=existing.inputs,
-                reason=f"requeued after {run.state.lower()}",
-                actor=actor,
-                user_name=run.user_name or existing.user_name,
-                name=run.name or existing.name,
-                job_id=run.job_id,
-                restart_count=run.restart_count + 1,
-                confirmed=True,
-            )
+            next_lien = self._open_next(existing, run, actor, next_counted)
         return EndResult(
             kind="charged",
             run=self.run(existing.run_id),
             next_lien_id=next_lien,
             overdrawn_csu=max(charge_csu - existing.lien_csu, 0),
         )
+
+    def _open_next(self, ended: LedgerRun, run: Run, actor: str, counted: bool) -> str:
+        """The lien of the run to come of a requeued job."""
+        return self.open_lien(
+            account=run.account,
+            user_id=run.user_id,
+            per_task_csu=ended.lien_csu,
+            tasks=1,
+            origin="requeue",
+            inputs=ended.inputs,
+            reason=f"requeued after {run.state.lower()}",
+            actor=actor,
+            counted=counted,
+            user_name=run.user_name or ended.user_name,
+            name=run.name or ended.name,
+            job_id=run.job_id,
+            restart_count=run.restart_count + 1,
+            confirmed=True,
+        )
+
+    def _has_open_lien(self, run: Run) -> bool:
+        found = self.find_lien(
+            job_id=run.job_id, array_job_id=None, account=run.account, user_id=run.user_id
+        )
+        return found is not None
+
+    def note_resize(self, run: LedgerRun, *, cpus: int, elapsed_s: int, actor: str) -> None:
+        """A run goes on with other nodes: it had ``cpus`` until it had run for ``elapsed_s``."""
+        self.append(
+            "note",
+            lien_id=run.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=0,
+            reason="resized",
+            actor=actor,
+            inputs={"cpus": cpus, "elapsed_s": elapsed_s},
+        )
+
+    def resizes(self, job_id: int, submit_time: int) -> Sequence[Tuple[int, int]]:
+        """Of each resize of a run: the CPUs until then, and the seconds that it had run by then."""
+        noted = [
+            load_json(row["inputs"]) or {} for row in self._rows("resizes", (job_id, submit_time))
+        ]
+        return [(int(inputs["cpus"]), int(inputs["elapsed_s"])) for inputs in noted]
+
+    def adopt_charge(
+        self, run: LedgerRun, charge_csu: int, *, actor: str, reason: str
+    ) -> LedgerRun:
+        """What a run was charged by a ledger that was lost, as the bank still has it."""
+        self._run("recharge_run", {"run_id": run.run_id, "charge_csu": charge_csu})
+        self.append(
+            "restated",
+            lien_id=run.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=charge_csu - run.ledger_csu,
+            reason=reason,
+            actor=actor,
+        )
+        adopted = self.run(run.run_id)
+        assert adopted is not None
+        return adopted
+
+    def lose_run(self, run: LedgerRun, *, actor: str) -> None:
+        """Slurm does not know the run any more, and nobody will tell its end: it is over, and costs nothing."""
+        inputs = {**run.inputs, "elapsed_s": 0}
+        self._run(
+            "lose_run", {"run_id": run.run_id, "slurm_state": LOST, "inputs": dump_json(inputs)}
+        )
+        self.append(
+            "charge",
+            lien_id=run.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=-run.ledger_csu,
+            reason="lost: slurmctld was restarted and does not know it, and slurmdbd no end of it",
+            actor=actor,
+            inputs=inputs,
+        )
+        self._run("drop_outbox", (run.run_id, "start"))
+        self._run("put_outbox", (run.run_id, "end", self.now_us))
 
     def _never_ran(
         self, run: Run, existing: Optional[LedgerRun], *, actor: str, token_lien_id: Optional[str]
@@ -834,10 +924,7 @@ class Transaction:
             self.end_lien(lien, "lien_voided", reason=reason, actor=actor)
         else:
             self.take_tasks(lien, 1, kind="lien_voided", reason=reason, actor=actor)
-        if lien.supersedes is not None:
-            old = self.lien(lien.supersedes)
-            if old is not None and old.open:
-                self.end_lien(old, "lien_voided", reason=reason, actor=actor)
+        self._take_from_old(lien, lien.tasks_left, actor)
         return EndResult(kind="voided")
 
     def _write_end(
@@ -965,6 +1052,22 @@ class Transaction:
     def park(self, run_id: int, reason: str) -> None:
         """The bank refuses it and will not think better of it: kept, told, out of the way."""
         self._run("park_run", (reason, run_id))
+
+    def unpark(self, run: LedgerRun, *, actor: str) -> None:
+        """An operator has it tried again."""
+        self._run("park_run", (None, run.run_id))
+        self.append(
+            "note",
+            lien_id=run.lien_id,
+            job_id=run.job_id,
+            submit_time=run.submit_time,
+            restart_count=run.restart_count,
+            account=run.account,
+            user_id=run.user_id,
+            amount_csu=0,
+            reason=f"delivery tried again; the bank had refused it: {run.parked}",
+            actor=actor,
+        )
 
     def parked_runs(self) -> Sequence[LedgerRun]:
         return [_ledger_run(row) for row in self._rows("parked_runs")]

@@ -4,7 +4,7 @@
 A file of its own, so that this traffic never makes slurmctld wait. One row per run that needs more than a first try::
 
     (no row) --begin--> in flight --acknowledged--> (no row)
-                           |  \\--refused--> waiting, healing or parked --due--> in flight
+                           |  \\--refused--> waiting, healing or parked --due, or an operator--> in flight
                            \\--no answer, crash--> unresolved: the bank is asked first at the next try
 
 While a delivery of an account is in flight or unresolved, what the bank says of its funds does not replace what the
@@ -19,13 +19,14 @@ import sqlite3
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from slurm_banking.errors import LedgerError
+from slurm_banking.ledger import Delivery
 
-FILE_NAME = "delivery.sqlite3"
+FILE_NAME = "deliveries.sqlite3"
 SCHEMA_VERSION = "1"
 
 #: Seconds: a refusal that may heal is tried again after this, and a parked run is looked at again (not sent).
@@ -322,6 +323,28 @@ class DeliveryBook:
                 "WHERE run_id = ? AND state != 'in_flight'",
                 (seq, phase, run_id),
             )
+
+    def try_again(self, delivery: Delivery) -> None:
+        """An operator wants it tried at once, whatever it waited for. What is in flight stays so."""
+        run = delivery.run
+        with self._lock:
+            self._sql(
+                "INSERT INTO deliveries VALUES (?, ?, ?, ?, 'waiting', 0, 0, 0, '') ON CONFLICT (run_id) DO UPDATE "
+                "SET seq = excluded.seq, phase = excluded.phase, state = 'waiting', next_try = 0 "
+                "WHERE state != 'in_flight'",
+                (run.run_id, delivery.seq, delivery.phase, run.account),
+            )
+            if self._away is not None:
+                self._away = replace(self._away, until=0)
+
+    def refused_runs(self, limit: int) -> Sequence[int]:
+        """Runs that the bank refused, for good or for now."""
+        with self._lock:
+            rows = self._sql(
+                "SELECT run_id FROM deliveries WHERE state IN ('healing', 'parked') ORDER BY run_id LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [int(row[0]) for row in rows]
 
     def due(self, now: float, limit: int) -> Sequence[Remembered]:
         """What waits and may be tried again, longest due first."""

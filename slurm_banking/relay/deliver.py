@@ -30,6 +30,8 @@ BUDGET_S = 5.0
 
 _PAGE = 200
 _HELD_S = 0.5
+#: Runs in one transaction of an operator's retry.
+_RETRIED_AT_ONCE = 20
 _MAX_WRITE_PAUSE_S = 0.005
 
 
@@ -100,6 +102,43 @@ def adopt_outbox(ledger: Ledger, book: DeliveryBook) -> None:
             seq = page[-1].seq
         else:
             book.adopted()
+
+
+def try_again(
+    ledger: Ledger, book: DeliveryBook, run_ids: Sequence[int], actor: str
+) -> Sequence[LedgerRun]:
+    """Make what waits of these runs due at once, what the bank refused for good among it.
+
+    The runs as they were, without those that have nothing to deliver. What was parked gets an entry with the actor's
+    name; everything a line in the log.
+    """
+    found: List[LedgerRun] = []
+    for first in range(0, len(run_ids), _RETRIED_AT_ONCE):
+        began = time.monotonic()
+        waiting: List[Delivery] = []
+        with ledger.transaction() as tx:
+            for run_id in run_ids[first : first + _RETRIED_AT_ONCE]:
+                delivery = tx.delivery_of(run_id)
+                if delivery is None:
+                    continue
+                waiting.append(delivery)
+                if delivery.run.parked is not None:
+                    tx.unpark(delivery.run, actor=actor)
+        took_s = time.monotonic() - began
+        for delivery in waiting:
+            run = delivery.run
+            book.try_again(delivery)
+            found.append(run)
+            log.info(
+                "delivery_retried job=%s account=%s phase=%s actor=%s was=%r",
+                run.job_id,
+                run.account,
+                delivery.phase,
+                actor,
+                run.parked or "waiting",
+            )
+        time.sleep(min(took_s, _MAX_WRITE_PAUSE_S))
+    return found
 
 
 class _Round:

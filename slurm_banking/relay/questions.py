@@ -45,6 +45,8 @@ MAX_ENTRIES = 1_000
 _BALANCE_BUDGET_S = 2.0
 _SWEEP_BUDGET_S = 8.0
 _NAMES_KEPT_S = 300.0
+#: Between two looks whether a delivery has come to something.
+_LOOK_S = 0.1
 
 _JOB = re.compile(r"(?P<job>[0-9]{1,10})(?:_(?P<task>[0-9]{1,10}))?(?:\+(?P<het>[0-9]{1,4}))?")
 
@@ -78,6 +80,8 @@ class Parts:
     sweep: Callable[[bool, float], Mapping[str, Any]]  #: (force, seconds to wait) -> its report
     health: Callable[[], Mapping[str, Any]]
     delivery_state: Callable[[LedgerRun], Mapping[str, Any]]  #: tries and last error, if any
+    refused_runs: Callable[[int], Sequence[int]]  #: (at most so many) runs that the bank refused
+    retry: Callable[[Sequence[int], str], Sequence[LedgerRun]]  #: (runs, actor) -> those that wait
 
 
 class Refused(Exception):
@@ -147,6 +151,7 @@ class Questions:
             "allow": self._allow,
             "exceptions": self._exceptions,
             "sweep": self._sweep,
+            "retry": self._retry,
         }
 
     @property
@@ -266,6 +271,59 @@ class Questions:
         if not isinstance(force, bool):
             raise Refused("bad_request", "force: expected true or false")
         return {"ok": True, "report": dict(self._parts.sweep(force, _SWEEP_BUDGET_S))}
+
+    def _retry(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        """What the bank refused is sent again: of one job, or of all."""
+        _operators_only(caller, "retry")
+        everything = request.get("all", False)
+        if not isinstance(everything, bool):
+            raise Refused("bad_request", "all: expected true or false")
+        if everything == (request.get("job") is not None):
+            raise Refused("bad_request", "expected a job, or all")
+        with self._parts.ledger.transaction(write=False) as tx:
+            if everything:
+                run_ids = [run.run_id for run in tx.parked_runs()]
+            else:
+                text, job_id, task = _job(request)
+                run_ids = [run.run_id for run in _runs_of(tx, job_id, task)]
+        if everything:
+            run_ids = sorted({*run_ids, *self._parts.refused_runs(MAX_ROWS)})[:MAX_ROWS]
+        tried = self._parts.retry(run_ids, _actor(caller))
+        if not tried and not everything:
+            raise Refused("not_found", f"job {text}: nothing of it waits for the bank")
+        shown = self._until_delivered(tried[:MAX_ENTRIES], _SWEEP_BUDGET_S)
+        return {
+            "ok": True,
+            "runs": shown,
+            "left_out": len(tried) - len(shown),
+            "bank_away_since": self._parts.health().get("bank_away_since"),
+        }
+
+    def _until_delivered(self, runs: Sequence[LedgerRun], budget_s: float) -> List[Dict[str, Any]]:
+        """What became of their deliveries: "delivered", "refused" for good, or still "waiting" when the time is up."""
+        until = time.monotonic() + budget_s
+        rows = {
+            run.run_id: {**_run_key(run), "account": run.account, "result": "waiting", "reason": ""}
+            for run in runs
+        }
+        left = list(rows)
+        while left and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+            for run_id in list(left):
+                with self._parts.ledger.transaction(write=False) as tx:
+                    delivery = tx.delivery_of(run_id)
+                if delivery is None:
+                    rows[run_id]["result"] = "delivered"
+                elif delivery.run.parked is not None:
+                    rows[run_id].update(result="refused", reason=delivery.run.parked)
+                else:
+                    state = self._parts.delivery_state(delivery.run)
+                    rows[run_id]["reason"] = state.get("last_error") or ""
+                    if state.get("state") != "healing":
+                        continue
+                    rows[run_id]["result"] = "refused"
+                left.remove(run_id)
+        return list(rows.values())
 
     # -- balance --------------------------------------------------------------------------------------------------
 
@@ -409,12 +467,7 @@ class Questions:
     # -- why ------------------------------------------------------------------------------------------------------
 
     def _why(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
-        text = _text(request, "job")
-        match = _JOB.fullmatch(text)
-        if match is None or int(match["job"]) == 0:
-            raise Refused("bad_request", f"job: expected a job id like 123 or 123_4, not {text!r}")
-        job_id = int(match["job"]) + int(match["het"] or 0)
-        task = None if match["task"] is None else int(match["task"])
+        text, job_id, task = _job(request)
         with self._parts.ledger.transaction(write=False) as tx:
             story = _story(tx, job_id, task)
         liens, runs, entries = story
@@ -523,7 +576,7 @@ class Questions:
                 job_id=job_id,
                 until=until,
                 reason=reason,
-                actor=caller.name or f"uid {caller.uid}",
+                actor=_actor(caller),
             )
         return {"ok": True, "user_id": user_id, "job_id": job_id, "until": until, "reason": reason}
 
@@ -578,6 +631,20 @@ def _number(
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise Refused("bad_request", f"{key}: expected a whole number from {least} to {most}")
     return value
+
+
+def _job(request: Mapping[str, Any]) -> Tuple[str, int, Optional[int]]:
+    """The job that is asked about: as it was typed, its id, and the task of an array."""
+    text = _text(request, "job")
+    match = _JOB.fullmatch(text)
+    if match is None or int(match["job"]) == 0:
+        raise Refused("bad_request", f"job: expected a job id like 123 or 123_4, not {text!r}")
+    task = None if match["task"] is None else int(match["task"])
+    return text, int(match["job"]) + int(match["het"] or 0), task
+
+
+def _actor(caller: Caller) -> str:
+    return caller.name or f"uid {caller.uid}"
 
 
 def _operators_only(caller: Caller, what: str) -> None:
@@ -742,13 +809,19 @@ def posting_row(posting: Posting) -> Dict[str, Any]:
 _OF_A_RUN = frozenset({"start", "charge", "restated", "delivered"})
 
 
+def _runs_of(tx: Transaction, job_id: int, task: Optional[int]) -> List[LedgerRun]:
+    """Of a job, of all tasks of an array, or of one."""
+    runs = list(tx.runs_by_job(job_id))
+    if task is not None:
+        runs = [run for run in runs if run.array_job_id == job_id and run.array_task_id == task]
+    return runs
+
+
 def _story(
     tx: Transaction, job_id: int, task: Optional[int]
 ) -> Tuple[List[Lien], List[LedgerRun], List[LedgerEntry]]:
     """Liens, runs and entries of a job, or of one task of an array with the lien that it shares."""
-    runs = list(tx.runs_by_job(job_id))
-    if task is not None:
-        runs = [run for run in runs if run.array_job_id == job_id and run.array_task_id == task]
+    runs = _runs_of(tx, job_id, task)
     liens = {lien.lien_id: lien for lien in tx.liens_by_job(job_id)}
     for lien_id in [run.lien_id for run in runs] + [lien.supersedes for lien in liens.values()]:
         if lien_id is not None and lien_id not in liens:

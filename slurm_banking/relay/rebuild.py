@@ -154,6 +154,10 @@ def _adopt_row(ledger: Ledger, delivery: Delivery, row: BankRun, report: Rebuild
             return
         # As for an acknowledgement that was lost: what remains moves too. If the bank was asked for it since, it is too
         # small by this run until the next refresh; the other way round it would be too large.
+        if run.state == "ended" and run.source == "sacct" and row.has_the_end_of(run):
+            # Charged just now from slurmdbd, perhaps at another price than then: what the user was told stands.
+            if row.amount_csu != run.charge_csu:
+                run = tx.adopt_charge(run, row.amount_csu, actor=ACTOR, reason="as the bank has it")
         final = run.state == "ended" and row.is_final_for(run)
         tx.acknowledge(
             replace(delivery, run=run, phase="end" if final else "start"),

@@ -35,10 +35,10 @@ from slurm_banking.errors import (
     SlurmUnavailable,
 )
 from slurm_banking.ledger import Ledger, LedgerRun
-from slurm_banking.relay import client, protocol, sweep
+from slurm_banking.relay import book, client, protocol, sweep
 from slurm_banking.relay.answer import Listener
 from slurm_banking.relay.book import DeliveryBook
-from slurm_banking.relay.deliver import deliver_due
+from slurm_banking.relay.deliver import deliver_due, try_again
 from slurm_banking.relay.desk import FundsDesk
 from slurm_banking.relay.funds import refresh_account, refresh_funds
 from slurm_banking.relay.introduce import unknown_pairs
@@ -73,7 +73,6 @@ _TOKEN_LOOK_S = 30.0
 #: Seconds that the bank is asked about runs of a ledger that is made whole again; the delivery asks about the rest.
 REBUILD_BANK_S = 20.0
 REBUILD_PATIENCE_S = 2.0
-BOOK_NAME = "deliveries.sqlite3"
 
 
 class Step:
@@ -233,7 +232,7 @@ def open_book(state_dir: str, ledger: Ledger) -> Tuple[DeliveryBook, str]:
     without one the deliveries look at the bank first.
     """
     identity = ledger_identity(ledger)
-    path = os.path.join(state_dir, BOOK_NAME)
+    path = os.path.join(state_dir, book.FILE_NAME)
     mark = path + ".of"
     try:
         with open(mark, encoding="ascii", errors="replace") as file:
@@ -285,7 +284,9 @@ class Service:
         self._sacct = Sacct(cluster)
         self._sweep_state = SweepState()
         self._members = SlurmMembers(cluster)
-        self._asked: Dict[Tuple[str, int], float] = {}  # when slurmctld or a user asked for these funds
+        self._asked: Dict[
+            Tuple[str, int], float
+        ] = {}  # when slurmctld or a user asked for these funds
         self._facts: Kept[Facts] = Kept(lambda _: _read_facts(cluster), 60.0)
         self._stop = threading.Event()
         self._force = threading.Event()
@@ -315,6 +316,8 @@ class Service:
                 sweep=self.sweep_now,
                 health=self.health,
                 delivery_state=self._delivery_state,
+                refused_runs=lambda limit: self.book.refused_runs(limit),
+                retry=self._retry,
             )
         )
         self._listener = self._listen()
@@ -614,6 +617,12 @@ class Service:
             "last_error": found.last_error,
             "next_try": int(found.next_try) or None,
         }
+
+    def _retry(self, run_ids: Sequence[int], actor: str) -> Sequence[LedgerRun]:
+        self.bank.forget()  # the token may be what was mended
+        runs = try_again(self.ledger, self.book, run_ids, actor)
+        self._steps["deliver"].wake()
+        return runs
 
     # -- how it is doing --------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from slurm_banking import policy, settle, tokens
 from slurm_banking.config import Config
 from slurm_banking.errors import EntryConflict, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction
+from slurm_banking.ledger.transaction import LOST
 from slurm_banking.records import UNLIMITED, Estimate, QueuedJob, Run
 from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Accounting
 from slurm_banking.slurm.squeue import QueueSnapshot, is_pending, is_started
@@ -51,12 +52,15 @@ MANY_PERCENT = 5
 #: Seconds between two questions to slurmdbd about one run that neither the queue nor slurmdbd says has ended.
 ASK_AGAIN_S = 60
 
+#: Seconds for which slurmdbd has to answer that it knows no end of a run, before the run counts as lost in a crash.
+LOST_S = 900
+
 #: The sacct window reaches this far back behind what was read before, and not closer to now than slurmdbd may lag.
 WINDOW_OVERLAP_S = 600
 WINDOW_LAG_S = 10
 WINDOW_STEP_S = 6 * 3600
-#: Marks of runs that slurmctld could not write: how long slurmdbd may not know them.
-RESCAN_PATIENCE_S = 3600
+#: Marks of runs that slurmctld could not write: how long slurmdbd may not know them. It may have been away for days.
+RESCAN_PATIENCE_S = 7 * 86400
 RESCAN_NAME = "rescan"
 _RESCAN_MAX_BYTES = 16 * 1024 * 1024
 
@@ -74,6 +78,8 @@ class SweepState:
     boot_time: int = 0
     more_tasks: Dict[str, int] = field(default_factory=dict)  #: lien -> tasks, more than it has
     ask_run_at: Dict[int, float] = field(default_factory=dict)  #: run id -> not before
+    #: run id -> since when slurmdbd answers that it knows no end of it
+    endless_since: Dict[int, float] = field(default_factory=dict)
     told: Set[Tuple[object, ...]] = field(default_factory=set)
 
     def tell_once(self, *what: object) -> bool:
@@ -96,6 +102,7 @@ class SweepReport:
     started: int = 0
     reamounted: int = 0  #: running runs moved to what the queue shows
     ended: int = 0  #: runs that slurmdbd told the end of
+    lost: int = 0  #: runs that slurmctld forgot in a crash
     voided: int = 0
     expired: int = 0
     waiting: int = (
@@ -112,7 +119,7 @@ class SweepReport:
         opened = ",".join(f"{origin}:{count}" for origin, count in sorted(self.opened.items()))
         return (
             f"sweep jobs={self.jobs} confirmed={self.confirmed} opened={opened or 0} started={self.started} "
-            f"reamounted={self.reamounted} ended={self.ended} voided={self.voided} expired={self.expired} "
+            f"reamounted={self.reamounted} ended={self.ended} lost={self.lost} voided={self.voided} expired={self.expired} "
             f"waiting={self.waiting}"
         )
 
@@ -124,6 +131,7 @@ class SweepReport:
             or self.started
             or self.reamounted
             or self.ended
+            or self.lost
             or self.voided
             or self.expired
         )
@@ -215,6 +223,9 @@ def confirm_and_sweep(
     report = SweepReport(jobs=len(snapshot.jobs))
     if snapshot.taken_at < state.taken_at:
         report.skipped = "an older snapshot than the last one"
+        state.taken_at = (
+            snapshot.taken_at
+        )  # should the clock have been set back: on with the next one
         return report
     settled = (
         snapshot.complete
@@ -230,6 +241,8 @@ def confirm_and_sweep(
     _ask_accounting(
         ledger, config, sacct, gone, missing, len(view.liens), state, now, force, report
     )
+    if settled:
+        _end_lost(ledger, snapshot, gone, state, now, force, report)
     state.taken_at = snapshot.taken_at
     state.boot_time = snapshot.boot_time
     if report.alarm:
@@ -257,6 +270,8 @@ def adopt(
     _write(ledger, started, start)
     groups = _groups(view, [job for job in jobs if is_pending(job)])
     moved = [group for group in groups if not _is_settled(view, group)]
+    # What moved to another account leaves the old lien before that is counted anew.
+    moved.sort(key=lambda group: not _supersedes(view, group))
 
     def confirm(tx: Transaction, group: _Group) -> None:
         _confirm_group(tx, config, group, snapshot, state, report)
@@ -352,9 +367,10 @@ def _start(
     )
     if not differs and run.proposed_csu is None:
         return
+    given_back_csu = settle.given_back_csu(tx, run, estimate.cpus, estimate.price_su)
     tx.reamount_run(
         run,
-        lien_csu=estimate.per_task_csu,
+        lien_csu=estimate.per_task_csu + given_back_csu,
         inputs=inputs,
         time_limit_min=job.time_limit_min,
         cpus=job.cpus,
@@ -431,6 +447,10 @@ def _is_settled(view: _View, group: _Group) -> bool:
         and lien.tasks_left == group.tasks
         and lien.seen_inputs == _seen(group.jobs[0])
     )
+
+
+def _supersedes(view: _View, group: _Group) -> bool:
+    return group.lien_id is not None and view.liens[group.lien_id].supersedes is not None
 
 
 def _is_young(proposed_us: Optional[int], snapshot: QueueSnapshot) -> bool:
@@ -674,6 +694,10 @@ def _gone_runs(
         run.run_id: state.ask_run_at[run.run_id] for run in gone if run.run_id in state.ask_run_at
     }
     state.ask_run_at = asked
+    absent = {run.run_id for run in gone}
+    state.endless_since = {
+        run_id: since for run_id, since in state.endless_since.items() if run_id in absent
+    }
     return [run for run in gone if asked.get(run.run_id, 0.0) <= now]
 
 
@@ -751,7 +775,9 @@ def _ask_accounting(
                 if _end_from_accounting(tx, config, row, state, report.problems):
                     report.ended += 1
                 state.ask_run_at.pop(run.run_id, None)
+                state.endless_since.pop(run.run_id, None)
                 return
+        state.endless_since.setdefault(run.run_id, now)
         state.ask_run_at[run.run_id] = now + ASK_AGAIN_S
         report.waiting += 1
 
@@ -768,7 +794,8 @@ def _ask_accounting(
     traceless = [
         lien
         for lien in missing
-        if lien.state == "confirmed" and not any(_explains(row) for row in rows_of[lien.lien_id])
+        if lien.state == "confirmed"
+        and not any(_explains(row) or _exempt_run(config, row) for row in rows_of[lien.lien_id])
     ]
     if (
         len(traceless) > MANY_LIENS
@@ -786,6 +813,49 @@ def _ask_accounting(
         _end_lien(tx, config, lien, rows_of[lien.lien_id], state, report)
 
     _write(ledger, missing, end)
+
+
+def _end_lost(
+    ledger: Ledger,
+    snapshot: QueueSnapshot,
+    gone: Sequence[LedgerRun],
+    state: SweepState,
+    now: float,
+    force: bool,
+    report: SweepReport,
+) -> None:
+    """End the runs that slurmctld forgot: killed before it had saved or told them, it does not know them any more.
+
+    Nobody will tell their end, and nobody knows how long they were on their nodes: nothing is charged. As evidence,
+    slurmctld was restarted since they began, and slurmdbd has answered for LOST_S that it knows no end of them (it has
+    no row, or one that sacctmgr calls runaway). Should it tell one later, that is charged.
+    """
+    lost = [
+        run
+        for run in gone
+        if now - state.endless_since.get(run.run_id, now) >= LOST_S
+        and state.ask_run_at.get(run.run_id, now) > now  # slurmdbd has just answered
+        and run.start_time is not None
+        and run.start_time < snapshot.boot_time
+    ]
+    if len(lost) > MANY_LIENS and not force:
+        report.alarm = report.alarm or (
+            f"{len(lost)} running jobs are not in Slurm's queue, and accounting has no end of them; none was ended. Look, then: "
+            "slurm-banking sweep --force"
+        )
+        return
+
+    def end(tx: Transaction, run: LedgerRun) -> None:
+        current = tx.run(run.run_id)
+        if current is None or current.state != "running":
+            return
+        tx.lose_run(current, actor=ACTOR)
+        log.warning("run_lost job_id=%d submit_time=%d", run.job_id, run.submit_time)
+        report.lost += 1
+
+    _write(ledger, lost, end)
+    for run in lost:
+        state.endless_since.pop(run.run_id, None)
 
 
 def _row_is_for(lien: Lien, row: Run) -> bool:
@@ -820,6 +890,9 @@ def _end_lien(
         or current.missed != lien.missed + (1 if lien.missed < TIMES_MISSED else 0)
     ):
         return  # seen or ended since
+    # A job that became exempt while it waited is not charged, and needs no lien while it runs.
+    exempt = [row for row in rows if _exempt_run(config, row) and _unknown_run(tx, row)]
+    rows = [row for row in rows if row not in exempt]
     for row in rows:
         if row.end_time is not None and _end_from_accounting(
             tx, config, row, state, report.problems
@@ -840,8 +913,16 @@ def _end_lien(
     else:
         cancelled = any(not row.started and row.end_time is not None for row in rows)
         reason = "cancelled while queued" if cancelled else "not in queue nor accounting"
+        if any(row.started for row in exempt):
+            reason = "its job is exempt by now"
         tx.end_lien(current, "lien_voided", reason=reason, actor=ACTOR)
         report.voided += 1
+
+
+def _exempt_run(config: Config, row: Run) -> bool:
+    return settle.is_exempt(
+        config, account=row.account, user_name=row.user_name, user_id=row.user_id, qos=row.qos
+    )
 
 
 def _unknown_run(tx: Transaction, row: Run) -> bool:
@@ -857,13 +938,16 @@ def _end_from_accounting(
     problems: List[str],
     drift: Optional[List[str]] = None,
 ) -> bool:
-    """Settle an ended run that slurmdbd tells of; True if that ended a run here. What has ended here stays as it is."""
+    """Settle an ended run that slurmdbd tells of; True if that ended a run here.
+
+    What has ended here stays as it is, but for two kinds: see :func:`_may_restate`.
+    """
     existing = tx.find_run(row.job_id, row.submit_time, row.restart_count)
     if existing is None and row.restart_count != UNKNOWN_RESTART:
         # Job and submit time name one run; a rank among slurmdbd's rows may not be the restart count.
         existing = tx.find_run(row.job_id, row.submit_time)
     if existing is not None:
-        if existing.state == "ended":
+        if existing.state == "ended" and not _may_restate(existing, row):
             _tell_drift(existing, row, state, drift)
             return False
         row = replace(row, restart_count=existing.restart_count)
@@ -878,6 +962,11 @@ def _end_from_accounting(
             problems.append(f"run_conflict job_id={row.job_id} {error}")
         return False
     return result.kind in ("charged", "restated")
+
+
+def _may_restate(existing: LedgerRun, row: Run) -> bool:
+    """Whether slurmdbd knows better: of a run that was resized it has every part; one taken for lost was not."""
+    return row.cpu_s is not None or (existing.slurm_state == LOST and row.started)
 
 
 def _tell_drift(
@@ -928,7 +1017,8 @@ def charge_unrecorded(
         marked = sacct.read_jobs(sorted({job_id for job_id, _, _ in marks}))
         rows = [row for runs in marked.values() for row in runs]
         _settle_rows(ledger, config, sacct, rows, state, report)
-        _keep_marks(ledger, marks, now, report)
+        over = {(row.job_id, row.submit_time) for row in rows if row.end_time is not None}
+        _keep_marks(ledger, marks, over, now, report)
     with ledger.transaction(write=False) as tx:
         watermark = tx.meta("sacct_watermark")
         created = int(tx.meta("created") or 0)
@@ -975,7 +1065,11 @@ def _settle_rows(
                 if row.end_time is None or row.resizing:
                     continue
                 existing = tx.find_run(row.job_id, row.submit_time)
-                if existing is not None and existing.state == "ended":
+                if (
+                    existing is not None
+                    and existing.state == "ended"
+                    and not _may_restate(existing, row)
+                ):
                     _tell_drift(existing, row, state, report.drift)
                 elif existing is not None or _is_ours(config, row, created):
                     wanted.append(row)
@@ -1017,9 +1111,7 @@ def _open_lien_of(tx: Transaction, row: Run) -> Optional[str]:
 
 def _is_ours(config: Config, row: Run, created: int) -> bool:
     """Whether a run that is not here should be: not exempt, and not over before there was a ledger, unless it has a token."""
-    if settle.is_exempt(
-        config, account=row.account, user_name=row.user_name, user_id=row.user_id, qos=row.qos
-    ):
+    if _exempt_run(config, row):
         return False
     assert row.end_time is not None
     return row.end_time >= created or tokens.parse(row.admin_comment) is not None
@@ -1080,16 +1172,24 @@ def _write_marks(path: str, marks: Sequence[_Mark]) -> None:
     os.replace(new, path)
 
 
-def _keep_marks(ledger: Ledger, marks: Sequence[_Mark], now: float, report: WindowReport) -> None:
-    """Marks whose run slurmdbd does not know as ended yet stay for the next time."""
+def _keep_marks(
+    ledger: Ledger,
+    marks: Sequence[_Mark],
+    over: Set[Tuple[int, int]],
+    now: float,
+    report: WindowReport,
+) -> None:
+    """Marks whose run slurmdbd does not know as ended yet (``over``: those that it does) stay for the next time."""
     kept: List[_Mark] = []
     with ledger.transaction(write=False) as tx:
         for mark in marks:
             run = tx.find_run(mark[0], mark[1])
-            if run is not None and run.state == "ended":
+            if (run is not None and run.state == "ended") or mark[:2] in over:
                 report.rescanned += 1
             elif now - mark[2] < RESCAN_PATIENCE_S:
                 kept.append(mark)
+            else:
+                log.error("rescan_given_up job_id=%d submit_time=%d", mark[0], mark[1])
     path = os.path.join(ledger.state_dir, RESCAN_NAME + ".taken")
     if kept:
         _write_marks(path, kept)

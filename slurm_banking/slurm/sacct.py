@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
+from slurm_banking.charge import cpu_seconds_of
 from slurm_banking.errors import SlurmUnavailable
 from slurm_banking.records import Run
 from slurm_banking.slurm import commands
@@ -222,13 +223,19 @@ def _joined(rows: Sequence[Run]) -> List[Run]:
     """One job's rows with those of a resized run made one: the last one's figures under the first one's submit time."""
     joined: List[Run] = []
     first: Optional[Run] = None
+    resizes: List[Tuple[int, int]] = []
     for run in sorted(rows, key=lambda run: (run.submit_time, run.end_time or 1 << 40)):
         if first is not None and run.start_time == first.start_time:
             run = replace(run, submit_time=first.submit_time)
+        else:
+            first, resizes = None, []
         if run.resizing:
             first = first or run
+            resizes.append((run.cpus, run.elapsed_s))
             continue
-        first = None
+        if resizes:
+            run = replace(run, cpu_s=cpu_seconds_of(resizes, run.cpus, run.elapsed_s))
+        first, resizes = None, []
         joined.append(run)
     return joined
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Set
 
 import pytest
 
-from .conftest import Built, make
+from .conftest import ROOT, Built, make
 
 
 def files_below(root: Path) -> Set[str]:
@@ -56,8 +58,75 @@ def test_install_puts_everything_where_slurm_and_the_shell_look(root: Path) -> N
         "usr/lib/systemd/system/slurm-banking-relay.service",
         "usr/lib/tmpfiles.d/slurm-banking.conf",
         "usr/share/doc/slurm-banking/bank-config.toml.example",
+        "usr/share/doc/slurm-banking/README.md",
+        "usr/share/doc/slurm-banking/docs/operations.md",
     ):
         assert path in installed
+
+
+def test_the_unit_names_documents_that_are_installed(root: Path) -> None:
+    unit = (root / "usr/lib/systemd/system/slurm-banking-relay.service").read_text()
+    (line,) = re.findall(r"^Documentation=(.+)$", unit, re.MULTILINE)
+    for uri in line.split():
+        assert (root / uri.removeprefix("file:/")).is_file(), uri
+    assert "@" not in unit
+
+
+def test_the_links_of_the_installed_documents_lead_somewhere(root: Path) -> None:
+    documents = root / "usr/share/doc/slurm-banking"
+    followed = 0
+    for page in documents.rglob("*.md"):
+        for path in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / path).exists(), f"{page}: {path}"
+            followed += 1
+    assert followed > 20
+
+
+def test_tomli_is_copied_where_slurmctld_looks_and_taken_away_again(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    tomli = tmp_path / "site/tomli"
+    tomli.mkdir(parents=True)
+    (tomli / "__init__.py").write_text("__version__ = '2'\n")
+    (tomli / "_parser.cpython-39.so").write_text("compiled for somebody else\n")
+    own = [*arguments, f"DESTDIR={tmp_path}/root", f"TOMLI={tomli}"]
+    make("install", *own)
+    copy = tmp_path / "root/usr/lib/slurm-banking/tomli"
+    assert sorted(path.name for path in copy.iterdir()) == ["__init__.py", "__pycache__"]
+    make("install", *own[:-1])  # a newer Python: no longer needed
+    assert not copy.exists()
+    make("install", *own)
+    make("uninstall", *own)
+    assert files_below(tmp_path / "root") == set()
+
+
+def test_a_python_without_tomli_that_needs_it_is_told_before_anything_is_installed(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match="needs the package tomli"):
+        make("install", *arguments, f"DESTDIR={tmp_path}/root", "TOMLI=missing")
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "found", "answer"),
+    [
+        ((3, 11), None, ""),
+        ((3, 10), None, "missing"),
+        ((3, 9), "/usr/lib64/python3.9/site-packages/tomli/__init__.py", ""),
+        (
+            (3, 9),
+            "/usr/lib/python3.9/site-packages/tomli/__init__.py",
+            "/usr/lib/python3.9/site-packages/tomli",
+        ),
+    ],
+)
+def test_what_has_to_be_copied_is_what_slurmctld_would_not_find(
+    version: tuple[int, ...], found: str | None, answer: str
+) -> None:
+    facts = runpy.run_path(str(ROOT / "csrc" / "python_facts.py"))
+    import_dirs = ["/usr/lib64/python3.9", "/usr/lib64/python3.9/site-packages"]
+    assert facts["tomli_to_copy"](version, found, import_dirs) == answer
 
 
 def test_install_leaves_the_configuration_alone(root: Path) -> None:

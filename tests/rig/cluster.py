@@ -15,7 +15,7 @@ checkout: what plugins need is staged into the scratch directory by the caller (
 From a shell, in the checkout's root::
 
     python3 -m tests.rig.cluster up       starts one and leaves it running; says how to use and stop it
-    python3 -m tests.rig.cluster down DIR
+    python3 -m tests.rig.cluster down DIR | --left
     python3 -m tests.rig.cluster stale [--remove]
 """
 
@@ -49,6 +49,7 @@ from tests.rig import keeper
 
 logger = logging.getLogger(__name__)
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 SCRATCH_PREFIX = "slurm-banking-rig-"
 SLURM_USER = "slurm"
 OPERATOR = "sb-oper"
@@ -337,7 +338,7 @@ class Cluster:
 
     def detach(self) -> int:
         """Leaves the cluster running when this process ends; SIGTERM to the returned pid ends it."""
-        self._ask({"op": "detach"})
+        self._ask({"op": "detach", "checkout": str(CHECKOUT)})
         assert self._keeper is not None
         pid = self._keeper.pid
         self._keeper.returncode = 0  # no longer ours: no warning that it still runs
@@ -1239,6 +1240,23 @@ def remove_stale(root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
+def left_running() -> list[Path]:
+    """Directories of the rigs in /tmp that this checkout left running on purpose."""
+    found = []
+    for name in sorted(glob.glob(f"/tmp/{SCRATCH_PREFIX}*")):
+        root = Path(name)
+        try:
+            # Anybody can make such a directory, and what it says decides who is sent a signal.
+            if root.is_symlink() or root.stat().st_uid != os.geteuid():
+                continue
+            checkout = (root / keeper.DETACHED_NAME).read_text().strip()
+        except OSError:
+            continue
+        if checkout == str(CHECKOUT):
+            found.append(root)
+    return found
+
+
 def down(root: Path, timeout_s: float = 60) -> None:
     """Ends a running or stale rig by its directory; returns when the directory is gone."""
     if not root.name.startswith(SCRATCH_PREFIX) and not (root / "rig.json").exists():
@@ -1278,13 +1296,21 @@ def main(argv: Iterable[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start a cluster without plugins")
     up.add_argument("--foreground", action="store_true", help="stop it on Ctrl-C")
-    commands.add_parser("down", help="stop one").add_argument("root", type=Path)
+    ends = commands.add_parser("down", help="stop one, or all that this checkout left running")
+    which = ends.add_mutually_exclusive_group(required=True)
+    which.add_argument("root", type=Path, nargs="?", metavar="DIR")
+    which.add_argument("--left", action="store_true", help="all that this checkout left running")
     stale = commands.add_parser("stale", help="list what killed runs left")
     stale.add_argument("--remove", action="store_true")
     options = parser.parse_args(None if argv is None else list(argv))
 
     if options.command == "down":
-        down(options.root)
+        roots = left_running() if options.left else [options.root]
+        for root in roots:
+            down(root)
+            print(f"stopped and removed: {root}", flush=True)
+        if not roots:
+            print("no cluster of this checkout is running")
         return 0
     if options.command == "stale":
         for root in stale_rigs():

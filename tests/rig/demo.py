@@ -502,7 +502,9 @@ def usage_text(site: BankedCluster) -> str:
             f"  {python} -m slurm_banking.server.cli account list \\",
             f"    --data {site.root}/bank",
             "",
-            "Stop it:",
+            "Stop it, with every other one that was left running:",
+            f"  make -C {CHECKOUT} cluster-stop",
+            "This one alone:",
             f"  cd {CHECKOUT}",
             f"  {python} -m tests.rig.cluster down {site.root}",
         ]

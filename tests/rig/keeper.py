@@ -15,8 +15,8 @@ Requests are one JSON object per line, answered by one line each:
     ``stage``: daemons of a lower stage are ended first.
 ``{"op": "status"}`` → ``{"processes": {NAME: {"pid", "exit"}}}``
     ``exit``: None while it runs, its status when it ended, minus the signal's number when it was killed.
-``{"op": "detach"}`` → ``{}``
-    The closing of the socket no longer ends the cluster; SIGTERM does.
+``{"op": "detach", "checkout"}`` → ``{}``
+    The closing of the socket no longer ends the cluster; SIGTERM does. ROOT/detached says whose it is.
 ``{"op": "end", "grace_s", "remove"}`` → ``{"exits", "killed"}``
     ``killed``: the daemons that did not end on SIGTERM within ``grace_s``.
 """
@@ -47,6 +47,9 @@ USER_COMMENT = "slurm-banking test rig"
 LOCK_DIR = Path("/run/slurm-banking-rig")
 
 DEFAULT_GRACE_S = 10.0
+
+#: In a rig's directory, once it was left running: the checkout that it came from.
+DETACHED_NAME = "detached"
 
 
 class UserLocks:
@@ -271,6 +274,7 @@ class Keeper:
                 }
             }
         if operation == "detach":
+            (self.root / DETACHED_NAME).write_text(request["checkout"] + "\n")
             self.detached = True
             return {}
         return {"error": f"unknown operation {operation!r}"}

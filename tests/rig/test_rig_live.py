@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tests.rig import keeper
 from tests.rig.cluster import (
     DEFAULT_ACCOUNTS,
     FINISHED_STATES,
+    SCRATCH_PREFIX,
     Cluster,
     CommandFailed,
     Node,
@@ -27,6 +29,7 @@ from tests.rig.cluster import (
     RigError,
     distribution_plugin_dir,
     down,
+    left_running,
     remove_stale,
     stale_rigs,
     wait_until,
@@ -343,10 +346,27 @@ def test_detached_rig_stays_until_it_is_taken_down() -> None:
     assert process.wait(timeout=30) == 0
     time.sleep(1)
     assert root not in stale_rigs()
+    assert root in left_running()
     env = {"PATH": os.environ["PATH"], "SLURM_CONF": str(root / "etc" / "slurm.conf")}
     assert subprocess.run(["sinfo"], env=env, capture_output=True, check=False).returncode == 0
     down(root)
     wait_until(lambda: not root.exists() and not rig_processes(root), 30, f"{root} to be gone")
+    assert root not in left_running()
+
+
+def test_only_rigs_that_this_checkout_left_running_count_as_left() -> None:
+    with (
+        Cluster() as attached,
+        tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir="/tmp") as name,
+    ):
+        other = Path(name)
+        assert attached.root not in left_running()
+        (other / "detached").write_text("/another/checkout\n")
+        assert other not in left_running()
+        (other / "detached").write_text(f"{CHECKOUT}\n")
+        assert other in left_running()
+        os.chown(other, 65534, 65534)
+        assert other not in left_running()
 
 
 def test_rig_whose_keeper_was_killed_too_is_stale_and_can_be_removed() -> None:

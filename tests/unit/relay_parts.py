@@ -8,7 +8,18 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from slurm_banking import config as configuration
 from slurm_banking import settle
@@ -17,6 +28,8 @@ from slurm_banking.ledger import Ledger, LedgerRun
 from slurm_banking.records import Funds, FundsKind, Partition, Run
 from slurm_banking.relay import client, protocol
 from slurm_banking.relay.answer import Listener
+from slurm_banking.relay.book import FILE_NAME, DeliveryBook
+from slurm_banking.relay.deliver import try_again
 from slurm_banking.relay.desk import FundsDesk
 from slurm_banking.relay.questions import Parts, Questions
 from slurm_banking.relay.quote import Facts
@@ -99,6 +112,10 @@ class Relay:
         self.bank = Bank(self.ledger)
         self.nudges: List[float] = []
         self.sweeps: List[bool] = []
+        self.book = DeliveryBook(str(directory / "state" / FILE_NAME))
+        self.refused_runs: Sequence[int] = ()
+        self.delivery: Dict[str, Any] = {}
+        self.on_retry: Callable[[Sequence[LedgerRun]], None] = lambda tried: None
         self.health: Dict[str, Any] = {"cluster": "demo", "bank_away_since": None, "alarms": []}
         self.desk = FundsDesk(
             refresh=self.bank.refresh,
@@ -116,6 +133,8 @@ class Relay:
                 sweep=self.sweep,
                 health=lambda: self.health,
                 delivery_state=self.delivery_state,
+                refused_runs=lambda limit: self.refused_runs,
+                retry=self.retry,
             )
         )
         with self.ledger.transaction() as tx:
@@ -131,7 +150,13 @@ class Relay:
         return {"ended": 0}
 
     def delivery_state(self, run: LedgerRun) -> Mapping[str, Any]:
-        return {"last_error": "bank: connection refused", "tries": 3}
+        return {"last_error": "bank: connection refused", "tries": 3, **self.delivery}
+
+    def retry(self, run_ids: Sequence[int], actor: str) -> Sequence[LedgerRun]:
+        """As the relay does, with a bank that says what the test wants."""
+        tried = try_again(self.ledger, self.book, run_ids, actor)
+        self.on_retry(tried)
+        return tried
 
     def facts(self) -> Facts:
         main = Partition(

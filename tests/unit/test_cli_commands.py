@@ -17,6 +17,7 @@ from typing import Any, Iterator, List, Tuple
 import pytest
 
 from slurm_banking.cli import main, program
+from slurm_banking.relay import protocol
 from tests.unit.relay_parts import NOBODY, Relay, end_run, open_lien, put_funds, run, start_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +174,71 @@ def test_status_says_by_its_exit_whether_somebody_is_needed(relay: Relay, shell:
     assert "ALARM: too many" in shell("status", status=1)
 
 
+def test_retry(relay: Relay, shell: Shell) -> None:
+    end_run(relay, mine(40))
+    with relay.ledger.transaction() as tx:
+        tx.set_meta("complete", "1")
+        run_id = tx.runs_by_job(40)[0].run_id
+        tx.park(run_id, "not a member")
+    assert "slurm-banking retry" in shell("status", status=1)
+    assert "slurm-banking retry 40" in shell("why", "40")
+
+    def refuse(runs: Any) -> None:
+        with relay.ledger.transaction() as tx:
+            tx.park(run_id, "still not")
+
+    relay.on_retry = refuse
+    assert shell("retry", "40", status=1) == "job 40 (astro): refused again: still not\n"
+
+    def take(runs: Any) -> None:
+        with relay.ledger.transaction() as tx:
+            for run in runs:
+                delivery = tx.delivery_of(run.run_id)
+                assert delivery is not None
+                tx.acknowledge(delivery, bank_csu=400, bank_job_id="40")
+
+    relay.on_retry = take
+    assert shell("retry", "--all") == "job 40 (astro): delivered\n"
+    assert shell("retry", "--all") == "There is nothing that the bank refused.\n"
+    assert "nothing of it waits" in shell("retry", "40", status=1)
+    assert "tried again; the bank had refused it: still not (root)" in shell("why", "40")
+    assert shell("status")
+
+
+@pytest.mark.parametrize("words", [[], ["40", "--all"]])
+def test_retry_wants_a_job_or_all(relay: Relay, shell: Shell, words: List[str]) -> None:
+    assert "expected a JOB, or --all" in shell("retry", *words, status=2)
+
+
+def test_status_shows_a_relay_of_another_version(
+    relay: Relay, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with relay.ledger.transaction() as tx:
+        tx.set_meta("complete", "1")
+    monkeypatch.setattr(program, "__version__", "9.9")
+    shown = shell("status", status=1)
+    assert re.search(
+        r"^DIFFERS: the relay runs version [0-9.]+, this command is 9\.9: restart", shown, re.M
+    )
+    assert len(shell.json("status", status=1)["differs"]) == 1
+
+
+def test_status_shows_a_relay_with_another_configuration(
+    relay: Relay, shell: Shell, tmp_path: Path
+) -> None:
+    with relay.ledger.transaction() as tx:
+        tx.set_meta("complete", "1")
+    config = relay.directory / "bank-config.toml"
+    relay.health["config"] = str(config)
+    (tmp_path / "link.toml").symlink_to(config)
+    assert "DIFFERS" not in shell("--config", str(config), "status")
+    assert "DIFFERS" not in shell("--config", str(tmp_path / "link.toml"), "status")
+    other = tmp_path / "bank-config.toml"
+    other.write_text(config.read_text())
+    shown = shell("--config", str(other), "status", status=1)
+    assert f"DIFFERS: the relay reads {config}, this command {other}\n" in shown
+
+
 def test_sweep(relay: Relay, shell: Shell) -> None:
     assert shell("sweep", "--force") == "ended: 0\n"
     assert relay.sweeps == [True]
@@ -209,6 +275,21 @@ def test_the_socket_comes_from_the_configuration(
     assert "/run/slurm-banking/relay.sock" in capsys.readouterr().err
 
 
+def test_a_default_configuration_with_mistakes_does_not_keep_one_from_the_relay(
+    relay: Relay, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = relay.directory / "bank-config.toml"
+    config.write_text(config.read_text() + "\n[Polcy]\n")
+    monkeypatch.setenv("SLURM_CONF", str(relay.directory / "slurm.conf"))
+    assert main(["exceptions"]) == program.UNAVAILABLE
+    assert (
+        f"{config} has mistakes (see: slurm-banking check-config), so the default socket was tried"
+        in (capsys.readouterr().err)
+    )
+    monkeypatch.setattr(protocol, "DEFAULT_SOCKET", relay.socket)
+    assert main(["exceptions"]) == program.OK
+
+
 def test_a_named_configuration_that_cannot_be_read_is_not_passed_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -220,6 +301,30 @@ def test_a_named_configuration_that_cannot_be_read_is_not_passed_over(
 def test_what_is_no_command_is_usage(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == program.USAGE
     assert "usage: slurm-banking" in capsys.readouterr().err
+
+
+def test_help_lists_every_command_by_whom_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    parts = dict(re.findall(r"^([a-z][^\n]*):\n((?:  \S.*\n)+)", shown, re.MULTILINE))
+    listed = {
+        heading: re.findall(r"^  ([a-z-]+) ", lines, re.M) for heading, lines in parts.items()
+    }
+    assert listed[program.FOR_USERS] == [
+        "balance", "statement", "jobs", "quote", "why", "exceptions"
+    ]  # fmt: skip
+    assert listed[program.FOR_OPERATORS] == ["status", "allow", "retry", "sweep", "check-config"]
+    assert listed[program.SERVICES] == ["relay", "bank"]
+    names = [name for group in (program.FOR_USERS, program.FOR_OPERATORS, program.SERVICES) for name in listed[group]]  # fmt: skip
+    assert set(_commands()) - {"explain"} == set(names)
+    assert main(["bank", "--help"]) == 0
+
+
+@pytest.mark.parametrize("command", ["balance", "statement", "jobs", "quote", "why", "explain", "exceptions", "status", "allow", "retry", "sweep", "check-config", "relay", "bank"])  # fmt: skip
+def test_each_command_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: slurm-banking {'why' if command == 'explain' else command} ")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +367,9 @@ def test_an_ordinary_user_uses_it_without_the_configuration(relay: Relay) -> Non
     config = relay.directory / "bank-config.toml"
     config.chmod(0o600)
     open_lien(relay, 50, user_id=NOBODY)
+    told = relay.directory / "told"
+    told.touch()
+    told.chmod(0o666)
     child = os.fork()
     if child == 0:  # pragma: no cover
         try:
@@ -269,12 +377,20 @@ def test_an_ordinary_user_uses_it_without_the_configuration(relay: Relay) -> Non
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
             os.environ["SLURM_CONF"] = str(relay.directory / "slurm.conf")
-            os._exit(main(["--socket", relay.socket, "why", "50"]) * 10 + main(["status"]))
+            answered = main(["--socket", relay.socket, "why", "50"])
+            with open(told, "w", encoding="utf-8") as sys.stderr:
+                status = main(["status"])
+            os._exit(answered * 10 + status)
         finally:
             os._exit(99)
     _, status = os.waitpid(child, 0)
     # status: no configuration to read, and nothing at the default socket
     assert os.waitstatus_to_exitcode(status) == program.OK * 10 + program.UNAVAILABLE
+    (line,) = told.read_text().splitlines()
+    assert (
+        f"{config} may not be read by you, so the default socket was tried; --socket names another"
+        in line
+    )
 
 
 def _python(text: str, environment: Any = None) -> Tuple[int, str, str]:

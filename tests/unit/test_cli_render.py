@@ -423,7 +423,10 @@ def test_why_says_since_when_and_why_a_delivery_waits() -> None:
     away = why(runs=[run(waiting_since={"end": NOW - 60})], bank_away_since=NOW - 90)[-1]
     assert "the bank has not answered since 2026-11-21T09:28:30" in away
     parked = why(runs=[run(parked="not a member", waiting_since={"end": NOW})])[-1]
-    assert parked.strip() == "The bank refuses it, and an operator has to look: not a member"
+    assert parked.strip() == (
+        "The bank refuses it, and an operator has to look: not a member; "
+        "once that is mended: slurm-banking retry 40"
+    )
 
 
 def test_why_of_a_queued_job_says_what_is_set_aside() -> None:
@@ -472,6 +475,8 @@ def test_status_of_a_relay_that_needs_somebody() -> None:
         "outbox_oldest": NOW - 500,
         "parked": 1,
         "parked_runs": [{"job": "40", "account": "fc_astro", "reason": "not a member"}],
+        "deliveries": {"healing": 3, "parked": 1},
+        "differs": ["the relay runs version 0.0.9, this command is 0.1.0: restart the relay"],
         "ledger_complete": False,
         "last_sweep": None,
         "failing": {"queue": "SlurmUnavailable: squeue: down"},
@@ -481,12 +486,45 @@ def test_status_of_a_relay_that_needs_somebody() -> None:
         "bank                 has not answered since 2026-11-21T09:20:00",
         "to be delivered      12, the oldest from 8 min ago",
         "refused by the bank  1",
+        "refused for now      3, tried again every few minutes",
         "ledger               not yet compared with Slurm's queue",
         "last sweep           never",
         "queue                failing: SlurmUnavailable: squeue: down",
         "job 40 (fc_astro): refused by the bank: not a member",
+        "Once the cause is mended: slurm-banking retry JOB, or retry --all",
+        "DIFFERS: the relay runs version 0.0.9, this command is 0.1.0: restart the relay",
         "ALARM: 30 liens would end",
     ]
+
+
+def test_a_retry_says_of_each_run_what_came_of_it() -> None:
+    def row(job: str, result: str, reason: str = "") -> Dict[str, Any]:
+        return {"job": job, "account": "fc_astro", "result": result, "reason": reason}
+
+    answer = {
+        "runs": [
+            row("40", "delivered"),
+            row("41", "refused", "not a\nmember"),
+            row("42", "waiting", "bank: 503"),
+        ],
+        "left_out": 7,
+        "bank_away_since": NOW - 60,
+    }
+    assert render.retried(answer) == [
+        "job 40 (fc_astro): delivered",
+        "job 41 (fc_astro): refused again: not a member",
+        "job 42 (fc_astro): waits; see: slurm-banking status: bank: 503",
+        "... and 7 more.",
+        "The bank has not answered since 2026-11-21T09:29:00.",
+    ]
+    assert render.retried({"runs": [], "left_out": 0}) == [
+        "There is nothing that the bank refused."
+    ]
+
+
+def test_a_note_in_a_story_has_its_author() -> None:
+    note = {**entry("note", 0, "delivery tried again"), "actor": "ops"}
+    assert why(entries=[note])[2].endswith("job 40 delivery tried again (ops)")
 
 
 def test_exceptions_are_a_table() -> None:

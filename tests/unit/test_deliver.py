@@ -16,8 +16,8 @@ import pytest
 from slurm_banking.bank import Bank
 from slurm_banking.errors import LedgerError
 from slurm_banking.ledger import Ledger, LedgerRun
-from slurm_banking.relay.book import HEAL_RETRY_S, PARKED_LOOK_S, DeliveryBook
-from slurm_banking.relay.deliver import DeliverReport, deliver_due
+from slurm_banking.relay.book import FILE_NAME, HEAL_RETRY_S, PARKED_LOOK_S, DeliveryBook
+from slurm_banking.relay.deliver import DeliverReport, deliver_due, try_again
 from slurm_banking.relay.funds import refresh_funds
 from tests.builders import SUBMITTED, a_run
 from tests.server.running_bank import RunningBank
@@ -51,7 +51,7 @@ class Desk:
 
     def open(self) -> None:
         self.ledger = Ledger(str(self.directory), "c", check_directory=False, busy_timeout_ms=100)
-        self.book = DeliveryBook(str(self.directory / "delivery.sqlite3"))
+        self.book = DeliveryBook(str(self.directory / FILE_NAME))
 
     def close(self) -> None:
         self.ledger.close()
@@ -207,6 +207,46 @@ def test_what_the_bank_refuses_for_good_is_parked_and_told(desk: Desk) -> None:
     assert desk.waiting() == 0 and desk.project.used_csu == 90
 
 
+def test_what_was_parked_is_delivered_when_an_operator_has_it_tried_again(desk: Desk) -> None:
+    put = desk.portal._update
+    desk.portal._update = lambda *_: (400, {"amount": ["No."]})  # type: ignore[method-assign]
+    desk.end(1)
+    desk.end(2)
+    assert desk.deliver().parked == 2
+    desk.portal._update = put  # type: ignore[method-assign]
+    desk.sent()
+    first, second = desk.run(1), desk.run(2)
+    assert [run.job_id for run in try_again(desk.ledger, desk.book, [first.run_id], "ops")] == [1]
+    assert desk.deliver().ends == 1
+    assert desk.run(1).end_acked and desk.run(1).parked is None
+    assert desk.run(2).parked is not None, "nobody asked for it"
+    with desk.ledger.transaction() as tx:
+        (note,) = [entry for entry in tx.entries_by_job(1) if entry.kind == "note"]
+    assert note.actor == "ops" and "No." in note.reason and note.amount_csu == 0
+    assert try_again(desk.ledger, desk.book, [first.run_id], "ops") == []
+    assert desk.book.refused_runs(10) == [second.run_id]
+
+
+def test_what_is_refused_again_after_a_retry_is_parked_again(desk: Desk) -> None:
+    desk.end(1, charge_csu=10**12)
+    desk.deliver()
+    try_again(desk.ledger, desk.book, [desk.run(1).run_id], "ops")
+    assert desk.deliver().parked == 1
+    assert desk.run(1).parked is not None and desk.waiting() == 1
+
+
+def test_an_operators_retry_outlives_the_relay_and_does_not_wait_for_a_pause(desk: Desk) -> None:
+    desk.end(1, charge_csu=10**12)
+    desk.start(2)
+    desk.deliver()
+    desk.book.bank_failed(desk.now, "down", longest_s=300)
+    run_id = desk.run(1).run_id
+    desk.end(1, charge_csu=50)
+    try_again(desk.ledger, desk.book, [run_id], "ops")
+    desk.deliver()
+    assert desk.waiting() == 0
+
+
 def test_a_lost_reply_is_looked_after_before_anything_is_sent_again(desk: Desk) -> None:
     desk.start(1)
     desk.deliver()
@@ -265,7 +305,7 @@ def test_a_lost_book_takes_what_waits_as_possibly_sent(desk: Desk) -> None:
     desk.deliver()
     desk.close()
     for name in os.listdir(desk.directory):
-        if name.startswith("delivery."):
+        if name.startswith(FILE_NAME):
             (desk.directory / name).unlink()
     desk.open()
     assert desk.book.refresh_marker("fc_alpha") is None
@@ -331,7 +371,7 @@ def test_only_one_delivers_at_a_time(desk: Desk) -> None:
 
 def test_the_book_is_its_owners_alone(desk: Desk) -> None:
     for name in os.listdir(desk.directory):
-        if name.startswith("delivery."):
+        if name.startswith(FILE_NAME):
             assert stat.S_IMODE((desk.directory / name).stat().st_mode) == 0o600
 
 
@@ -355,7 +395,7 @@ def test_four_at_once_and_the_bundled_bank_agrees(tmp_path: Path) -> None:
         account, other = running.account("1000"), running.account("1000")
         tmp_path.chmod(0o700)
         ledger = Ledger(str(tmp_path), "c", check_directory=False)
-        book = DeliveryBook(str(tmp_path / "delivery.sqlite3"))
+        book = DeliveryBook(str(tmp_path / FILE_NAME))
         bank = Bank(running.url.rstrip("/"), running.keys["relay"], timeout_s=10)
         submitted = int(time.time()) - 7200
         for job_id in range(1, 41):

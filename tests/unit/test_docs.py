@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def test_the_refused_job_of_the_readme_is_told_so() -> None:
     sample = "".join(f"sbatch: error: {line}\n" for line in text.split("\n"))
     command = "$ sbatch --account=fc_astro --partition=normal --ntasks=32 --time=12:00:00 job.sh\n"
     assert command + sample in README.read_text()
+
+
+def test_the_job_of_the_first_week_is_told_so() -> None:
+    cost = estimate(
+        replace(asked(1), time_limit_min=180), PRICES, unlisted="refuse", horizon_min=None
+    )
+    note = messages.would_be_refused(Reason.INSUFFICIENT_FUNDS, "fc_astro", 2_00)
+    assert (
+        f"sbatch: {messages.accepted('fc_astro', cost, None, note)}\n"
+        in (DOCS / "install.md").read_text()
+    )
 
 
 # Commands.

@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from slurm_banking import messages
 from slurm_banking.boundary.asker import Asker
 from slurm_banking.boundary.engine import Engine
 from slurm_banking.errors import ConfigError, RelayUnavailable
+from slurm_banking.estimate import Hints
 from slurm_banking.ledger import Ledger
+from slurm_banking.ledger.rows import SetAside
 from slurm_banking.records import (
     UNLIMITED,
+    Estimate,
     FundsKind,
     JobUpdate,
     Outcome,
@@ -114,7 +118,7 @@ def test_refused_with_numbers_what_would_fit_and_where_to_look(site: Site) -> No
     assert verdict.outcome is Outcome.REFUSED and verdict.reason is Reason.INSUFFICIENT_FUNDS
     assert verdict.message == (
         "fc_alpha has 2.00 SU available; this job could cost up to 3.00 SU (main, 1 CPU, 03:00:00).\n"
-        "8.00 SU are set aside in fc_alpha for 1 queued job and 0 running jobs. "
+        "8.00 SU are set aside in fc_alpha for 1 queued job. "
         "It would fit with --time=02:00:00 or less.\n"
         "See: slurm-banking balance fc_alpha\n"
         "Ask help@example.org."
@@ -175,10 +179,88 @@ def test_log_mode_decides_and_refuses_nothing(tmp_path: Path) -> None:
     site.give(10)
     verdict = site.engine.submit(a_submission())
     assert verdict.outcome is Outcome.ACCEPTED
-    assert "would be refused: insufficient_funds" in verdict.message
-    assert "reason=insufficient_funds" in site.lines[-1]
+    assert verdict.message == (
+        "this job could cost up to 1.00 SU (main, 1 CPU, 01:00:00); "
+        "it is accepted for now, and would be refused: fc_alpha has 0.10 SU available."
+    )
     assert len(site.liens()) == 1
-    assert site.engine.submit(a_submission(associated=False)).outcome is not Outcome.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        (dict(), "insufficient_funds", "fc_alpha has 0.10 SU available"),
+        (dict(associated=False), "not_associated", "you may not use account fc_alpha"),
+        (dict(partitions=(a_partition(name="other"),)), "unpriced_partition", "has no price"),
+    ],
+)  # fmt: skip
+def test_log_mode_logs_every_refusal_in_one_form_and_tells_it_in_words(
+    tmp_path: Path, changes: dict[str, Any], reason: str, words: str
+) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, policy='enforce = "log"')
+    site.give(10)
+    verdict = site.engine.submit(a_submission(**changes))
+    assert verdict.outcome is Outcome.ACCEPTED
+    assert "accepted for now, and would be refused: " in verdict.message
+    assert words in verdict.message and reason not in verdict.message
+    line = site.lines[-1]
+    assert line.startswith("submission_accepted ") and line.endswith(f" reason={reason}")
+    assert " would=refused " in line
+
+
+@pytest.mark.parametrize(("undecided", "event", "would"), [("accept", "submission_undecided", False), ("reject", "submission_accepted", True)])  # fmt: skip
+def test_log_mode_says_of_what_nobody_could_decide_what_would_have_become_of_it(
+    tmp_path: Path, undecided: str, event: str, would: bool
+) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, policy=f'enforce = "log"\nundecided = "{undecided}"')
+    site.give(10, complete=False)
+    assert site.engine.submit(a_submission()).outcome is not Outcome.REFUSED
+    assert site.lines[-1].startswith(f"{event} ")
+    assert (" would=refused " in site.lines[-1]) is would
+    assert len(site.liens()) == 1
+
+
+def test_log_mode_lets_an_update_pass_and_says_what_would_have_become_of_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, policy='enforce = "log"')
+    site.give(10)
+    update = JobUpdate(job_id=7, submit_time=SUBMITTED, wanted=a_submission())
+    assert site.engine.update(update).outcome is Outcome.ACCEPTED
+    assert site.lines[-1].startswith("update_accepted ") and " would=refused " in site.lines[-1]
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(associated=False)])
+def test_a_refused_submission_leaves_a_line_in_the_log_and_nothing_in_the_ledger(
+    site: Site, changes: dict[str, Any]
+) -> None:
+    site.give(10)
+    with site.ledger.transaction() as tx:
+        before = tx.append(
+            "note", account="fc_alpha", user_id=1001, amount_csu=0, reason="x", actor="test"
+        )
+    assert site.engine.submit(a_submission(**changes)).outcome is Outcome.REFUSED
+    assert site.lines[-1].startswith("submission_refused job_user=1001 account=fc_alpha ")
+    with site.ledger.transaction() as tx:
+        after = tx.append(
+            "note", account="fc_alpha", user_id=1001, amount_csu=0, reason="x", actor="test"
+        )
+    assert after == before + 1
+
+
+@pytest.mark.parametrize(
+    ("queued", "running", "words"),
+    [(1, 0, "for 1 queued job."), (0, 2, "for 2 running jobs."), (3, 1, "for 3 queued jobs and 1 running job.")],
+)  # fmt: skip
+def test_a_refusal_counts_no_jobs_that_are_not_there(queued: int, running: int, words: str) -> None:
+    held = SetAside(queued_csu=queued, queued_jobs=queued, running_csu=running, running_jobs=running)  # fmt: skip
+    cost = Estimate(
+        partition="main", cpus=1, nodes=1, time_limit_min=60, tasks=1, price_su="1",
+        cost_csu=100, per_task_csu=100, price_version="x",
+    )  # fmt: skip
+    text = messages.insufficient("a", cost, 0, Reason.INSUFFICIENT_FUNDS, held, Hints())
+    assert words in text and " 0 " not in text
 
 
 @pytest.mark.parametrize("policy", ['exempt_users = ["alice"]', 'exempt_users = ["1001"]', 'exempt_accounts = ["fc_alpha"]', 'exempt_qos = ["normal"]'])  # fmt: skip
@@ -233,8 +315,12 @@ def test_the_relay_is_asked_before_a_refusal_on_old_funds(site: Site) -> None:
 def test_the_relay_is_asked_before_a_very_old_word_of_the_bank_is_relied_on(site: Site) -> None:
     with site.ledger.transaction() as tx:
         for user_id in (None, 1001):
-            tx.put_funds(funds_of("fc_alpha", 1_000, user_id=user_id, read_at=int(time.time()) - 3_600))
-    assert site.engine.submit(a_submission()).outcome is Outcome.ACCEPTED, "nobody answers: it counts"
+            tx.put_funds(
+                funds_of("fc_alpha", 1_000, user_id=user_id, read_at=int(time.time()) - 3_600)
+            )
+    assert site.engine.submit(a_submission()).outcome is Outcome.ACCEPTED, (
+        "nobody answers: it counts"
+    )
     assert len(site.asked) == 1
 
 
@@ -286,6 +372,28 @@ def test_the_other_modes_refuse_or_not(tmp_path: Path, mode: str, outcome: Outco
     site = Site(tmp_path, mode=mode)
     site.give(10)
     assert site.engine.submit(a_submission()).outcome is outcome
+
+
+@pytest.mark.parametrize("mode", ["notional-charging", "usage-tracking"])
+def test_the_modes_that_do_not_check_charge_and_refuse_only_what_has_no_price_or_place(
+    tmp_path: Path, mode: str
+) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, mode=mode)
+    with site.ledger.transaction() as tx:
+        tx.put_funds(funds_of("fc_alpha", 0, reason=Reason.UNKNOWN_ACCOUNT))
+        tx.set_meta("complete", "1")
+    assert site.engine.submit(a_submission()).reason is Reason.NOT_CHECKED
+    for changes, reason in (
+        (dict(partitions=(a_partition(name="other"),)), Reason.UNPRICED_PARTITION),
+        (dict(associated=False), Reason.NOT_ASSOCIATED),
+    ):
+        verdict = site.engine.submit(a_submission(**changes))
+        assert (verdict.outcome, verdict.reason) == (Outcome.REFUSED, reason)
+    site.engine.run_ended(a_run())
+    with site.ledger.transaction() as tx:
+        (run,) = tx.runs_by_job(7)
+        assert run.charge_csu and tx.delivery_of(run.run_id) is not None
 
 
 def test_unlimited_and_not_banked_accounts_are_accepted(site: Site) -> None:

@@ -100,6 +100,11 @@ def test_the_defaults_in_the_docs_are_the_defaults() -> None:
                 assert shown == f"`{toml(item.default)}`", item.name
 
 
+def test_example_and_docs_fit_a_terminal() -> None:
+    for path in (EXAMPLE, DOCS):
+        assert [line for line in path.read_text().splitlines() if len(line) > 120] == [], path
+
+
 def toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"

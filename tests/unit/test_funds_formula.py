@@ -33,7 +33,7 @@ from slurm_banking.bank import Bank
 from slurm_banking.errors import BankError, LedgerError
 from slurm_banking.ledger import Ledger
 from slurm_banking.records import Funds
-from slurm_banking.relay.book import DeliveryBook, RefreshMarker
+from slurm_banking.relay.book import FILE_NAME, DeliveryBook, RefreshMarker
 from slurm_banking.relay.deliver import deliver_due
 from slurm_banking.relay.funds import refresh_funds, write_funds
 from tests.builders import a_run
@@ -112,7 +112,7 @@ class FundsFormula(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.ledger = Ledger(self.directory, "c", check_directory=False)
-        self.book = DeliveryBook(os.path.join(self.directory, "delivery.sqlite3"))
+        self.book = DeliveryBook(os.path.join(self.directory, FILE_NAME))
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -315,7 +315,7 @@ class FundsFormula(RuleBasedStateMachine):
         self.book.close()
         if book_lost:
             for name in os.listdir(self.directory):
-                if name.startswith("delivery."):
+                if name.startswith(FILE_NAME):
                     os.unlink(os.path.join(self.directory, name))
         self.refresh = None
         self.open()

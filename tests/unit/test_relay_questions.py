@@ -8,10 +8,11 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Sequence
 
 import pytest
 
+from slurm_banking.ledger import LedgerRun
 from slurm_banking.records import Run
 from slurm_banking.relay import client
 from tests.unit.relay_parts import (
@@ -247,6 +248,100 @@ def test_why_of_another_users_job_is_as_if_it_were_none(relay: Relay) -> None:
 @pytest.mark.parametrize("job", ["", "0", "x", "1_", "1.batch", "1;2", "9" * 30])
 def test_why_of_no_job_id_says_what_was_expected(relay: Relay, job: str) -> None:
     assert ask(relay, NOBODY, "why", job=job)["error"] == "bad_request"
+
+
+# -- retry --------------------------------------------------------------------------------------------------------------
+
+
+def parked(relay: Relay, job_id: int, **options: Any) -> LedgerRun:
+    end_run(relay, recent(job_id, **options))
+    with relay.ledger.transaction() as tx:
+        made = tx.runs_by_job(job_id)[-1]
+        tx.park(made.run_id, "not a member")
+    return made
+
+
+def acknowledge(relay: Relay, runs: Sequence[LedgerRun]) -> None:
+    """What the delivery does when the bank takes it."""
+    with relay.ledger.transaction() as tx:
+        for tried in runs:
+            delivery = tx.delivery_of(tried.run_id)
+            assert delivery is not None
+            tx.acknowledge(delivery, bank_csu=400, bank_job_id=str(tried.job_id))
+
+
+@pytest.mark.parametrize("uid", [NOBODY, DAEMON])
+def test_only_operators_have_a_delivery_tried_again(relay: Relay, uid: int) -> None:
+    parked(relay, 60)
+    assert ask(relay, uid, "retry", job="60")["error"] == "denied"
+    assert ask(relay, uid, "retry", all=True)["error"] == "denied"
+    with relay.ledger.transaction(write=False) as tx:
+        assert len(tx.parked_runs()) == 1
+    assert ask(relay, BIN, "retry", job="60")["ok"]  # one of admin_users
+
+
+def test_a_retry_says_what_came_of_it_and_who_wanted_it_is_kept(relay: Relay) -> None:
+    parked(relay, 60)
+    parked(relay, 61)
+    relay.on_retry = lambda runs: acknowledge(relay, runs)
+    (told,) = ask(relay, BIN, "retry", job="60")["runs"]
+    assert (told["job"], told["account"], told["result"]) == ("60", "astro", "delivered")
+    with relay.ledger.transaction(write=False) as tx:
+        assert [run.job_id for run in tx.parked_runs()] == [61]
+        (note,) = [entry for entry in tx.entries_by_job(60) if entry.kind == "note"]
+    assert note.actor == "bin" and "not a member" in note.reason
+    assert "note" in [entry["kind"] for entry in ask(relay, NOBODY, "why", job="60")["entries"]]
+
+
+def test_a_retry_that_the_bank_refuses_again_says_so(relay: Relay) -> None:
+    parked(relay, 60)
+
+    def refuse(runs: Sequence[LedgerRun]) -> None:
+        with relay.ledger.transaction() as tx:
+            tx.park(runs[0].run_id, "still not a member")
+
+    relay.on_retry = refuse
+    (told,) = ask(relay, 0, "retry", job="60")["runs"]
+    assert (told["result"], told["reason"]) == ("refused", "still not a member")
+
+
+def test_a_retry_of_all_takes_what_is_parked_and_what_heals(relay: Relay) -> None:
+    first, second = parked(relay, 60), parked(relay, 61)
+    end_run(relay, recent(62))
+    end_run(relay, recent(63))
+    with relay.ledger.transaction(write=False) as tx:
+        healing = tx.runs_by_job(62)[0].run_id
+    relay.refused_runs = (first.run_id, second.run_id, healing)
+    relay.on_retry = lambda runs: acknowledge(relay, runs)
+    reply = ask(relay, 0, "retry", all=True)
+    assert [told["job"] for told in reply["runs"]] == ["60", "61", "62"]
+    assert {told["result"] for told in reply["runs"]} == {"delivered"}
+    relay.refused_runs = ()
+    assert ask(relay, 0, "retry", all=True)["runs"] == []
+
+
+def test_a_retry_of_one_task_leaves_its_siblings(relay: Relay) -> None:
+    for task, job_id in enumerate((71, 72)):
+        parked(relay, job_id, array_job_id=70, array_task_id=task)
+    relay.on_retry = lambda runs: acknowledge(relay, runs)
+    assert [told["job"] for told in ask(relay, 0, "retry", job="70_1")["runs"]] == ["70_1"]
+    assert [told["job"] for told in ask(relay, 0, "retry", job="70")["runs"]] == ["70_0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({}, "bad_request"),
+        ({"job": "60", "all": True}, "bad_request"),
+        ({"job": "x"}, "bad_request"),
+        ({"all": "yes"}, "bad_request"),
+        ({"job": "60"}, "not_found"),
+    ],
+)
+def test_a_retry_of_nothing_says_what_was_expected(
+    relay: Relay, arguments: Dict[str, Any], error: str
+) -> None:
+    assert ask(relay, 0, "retry", **arguments)["error"] == error
 
 
 # -- quote ----------------------------------------------------------------------------------------------------------------

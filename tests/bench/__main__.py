@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measure the budgets of docs/architecture.md; as root, on loopback, in scratch directories that are removed.
+
+A budget that is not kept fails nothing: machines differ. The status is 1 if something could not be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from tests.bench import bank, cluster, controller
+from tests.bench.results import CannotMeasure, Progress, Row, table
+from tests.rig.cluster import RigError
+
+ROOT = Path(__file__).resolve().parents[2]
+JSON = ROOT / "build" / "bench.json"
+
+#: In the order in which they are made.
+NAMES = {
+    "hooks": "time in job_submit and jobcomp",
+    "hung": "job_submit with the relay hung, against healthy",
+    "memory": "memory that the plugins add to slurmctld, over many submissions and ends",
+    "sbatch": "sbatch throughput on real clusters, plugins on against off",
+    "steps": "step launch, spank on against off",
+    "deliveries": "deliveries from the relay to the bundled bank, few and many waiting",
+    "bank": "CPU of the bundled bank for can_submit_job",
+}
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "names:\n" + "\n".join(f"  {name:12}{what}" for name, what in NAMES.items())
+    parser.add_argument(
+        "--only", action="append", choices=NAMES, metavar="NAME", help="this one; may be repeated"
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run: wide intervals")
+    parser.add_argument("--json", type=Path, default=JSON, help="default: build/bench.json")
+    parser.add_argument(
+        "--submissions", type=_number, help=f"for memory; default {controller.FULL.lives:,}"
+    )
+    parser.add_argument(
+        "--waiting", type=_number, help=f"deliveries that wait; default {bank.FULL.waiting:,}"
+    )
+    return parser.parse_args(argv)
+
+
+def _number(text: str) -> int:
+    value = int(text.replace(",", "").replace("_", ""))
+    if not 1000 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 1,000 to 1,000,000")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments(argv)
+    tell = Progress()
+    wanted = options.only or list(NAMES)
+    in_controller = controller.QUICK if options.quick else controller.FULL
+    in_bank = bank.QUICK if options.quick else bank.FULL
+    on_cluster = cluster.QUICK if options.quick else cluster.FULL
+    if options.submissions:
+        in_controller = dataclasses.replace(in_controller, lives=options.submissions)
+    if options.waiting:
+        in_bank = dataclasses.replace(in_bank, waiting=options.waiting)
+
+    rows: list[Row] = []
+    failures: list[str] = []
+
+    def measure(name: str, work: Callable[[], list[Row]]) -> None:
+        if name not in wanted:
+            return
+        try:
+            rows.extend(work())
+        except (CannotMeasure, RigError, OSError, AssertionError, subprocess.SubprocessError) as e:
+            failures.append(f"{name}: {type(e).__name__}: {e}")
+            tell(f"{name} could not be measured")
+
+    def group(names: Sequence[str], make: Callable[[ExitStack], None]) -> None:
+        """What several measurements share is made once, and only if one of them is wanted."""
+        if not set(names) & set(wanted):
+            return
+        try:
+            with ExitStack() as stack:
+                make(stack)
+        except (CannotMeasure, RigError, OSError, AssertionError, subprocess.SubprocessError) as e:
+            failures.append(f"{', '.join(names)}: {type(e).__name__}: {e}")
+
+    def in_the_controller(stack: ExitStack) -> None:
+        built = stack.enter_context(controller.installed(tell))
+        measure("hooks", lambda: controller.measure_hooks(built, in_controller, tell))
+        measure("hung", lambda: controller.measure_hung(built, in_controller, tell))
+        measure("memory", lambda: controller.measure_memory(built, in_controller, tell))
+
+    def on_the_cluster(stack: ExitStack) -> None:
+        banked, plain = stack.enter_context(cluster.clusters("sbatch" in wanted, tell))
+        if plain is not None:
+            other = plain
+            measure("sbatch", lambda: cluster.measure_sbatch(banked, other, on_cluster, tell))
+        measure("steps", lambda: cluster.measure_steps(banked, on_cluster, tell))
+
+    load_before = os.getloadavg()[0]
+    group(("hooks", "hung", "memory"), in_the_controller)
+    group(("sbatch", "steps"), on_the_cluster)
+    measure("deliveries", lambda: bank.measure_deliveries(in_bank, tell))
+    measure("bank", lambda: bank.measure_questions(in_bank, tell))
+
+    machine = (
+        f"{os.cpu_count()} CPUs, load {load_before:.1f} at the start, Linux {platform.release()},"
+        f" {_slurm()}, Python {platform.python_version()}{', quick' if options.quick else ''}"
+    )
+    if rows:
+        print(f"{machine}\n\n{table(rows)}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(
+        json.dumps(
+            {
+                "at": int(time.time()),
+                "machine": machine,
+                "quick": options.quick,
+                "rows": [row.as_json() for row in rows],
+                "failures": failures,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+    for failure in failures:
+        print(f"bench: error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _slurm() -> str:
+    try:
+        done = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, timeout=10)
+    except OSError:
+        return "no Slurm"
+    return done.stdout.strip()
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)  # so that everything is ended and removed on the way out
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

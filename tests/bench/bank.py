@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The relay's deliveries to the bundled bank on this host, and what the bank's own answers cost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from slurm_banking.ledger import Ledger
+from tests.bench.intervals import mean, ratio
+from tests.bench.results import CannotMeasure, Row, Tell, exact
+from tests.server.conftest import POSTGRESQL_BIN, PostgreSQL
+from tests.server.running_bank import Account, RunningBank
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = "bench"
+FEW = 5000
+WARM_UP = 300  #: requests after which each costs the same
+
+CONFIG = """\
+[PartitionPrice]
+main = 1
+[API]
+url = "{url}"
+token_file = "{directory}/token"
+timeout_s = 10
+job_id_format = "{name}-{{job_id}}"
+[Ledger]
+state_dir = "{directory}/state"
+[Relay]
+start = "none"
+socket = "{directory}/relay.sock"
+"""
+
+#: Runs that wait for the bank, as after a day without it: by turns one that runs, and one that ended whose start was not
+#: delivered either. Written at once instead of one by one; what triggers keep is kept.
+FILL = """
+WITH RECURSIVE number (n) AS (SELECT :first UNION ALL SELECT n + 1 FROM number WHERE n < :last)
+INSERT INTO runs (job_id, submit_time, restart_count, state, counted, account, user_id, user_name, name, partition, qos,
+	start_time, end_time, elapsed_s, cpus, nodes, node_count, time_limit_min, slurm_state, lien_csu, charge_csu,
+	ledger_csu, period, inputs, source)
+SELECT n, :now - 7200, 0, iif(n % 2 OR :running, 'running', 'ended'), 1, :account, :user_id, 'bench', 'bench', 'main', 'normal',
+	:now - 3600, iif(n % 2 OR :running, NULL, :now - 1800), iif(n % 2 OR :running, 0, 1800), 1, 'n1', 1, 60,
+	iif(n % 2 OR :running, 'RUNNING', 'COMPLETED'), 100, iif(n % 2 OR :running, NULL, 50),
+	iif(n % 2 OR :running, 100, 50), '', '{"partition":"main","cpus":1}', 'jobcomp'
+FROM number
+"""
+FILL_OUTBOX = """
+INSERT INTO outbox (run_id, phase, created_us)
+SELECT run_id, iif(state = 'running', 'start', 'end'), :now * 1000000 FROM runs
+WHERE job_id BETWEEN :first AND :last ORDER BY run_id
+"""
+
+#: What was delivered as started ends now.
+END = """
+UPDATE runs SET state = 'ended', slurm_state = 'COMPLETED', end_time = :now - 1800, elapsed_s = 1800, charge_csu = 50,
+	ledger_csu = 50
+WHERE state = 'running' AND start_acked
+"""
+END_OUTBOX = """
+INSERT INTO outbox (run_id, phase, created_us)
+SELECT run_id, 'end', :now * 1000000 FROM runs WHERE state = 'ended' AND NOT end_acked ORDER BY run_id
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    slices: int  #: of deliveries, few waiting and many waiting by turns
+    slice_s: float
+    waiting: int
+    batches: int  #: of questions to the bank
+    batch: int
+
+
+FULL = Size(slices=6, slice_s=2.0, waiting=100_000, batches=20, batch=100)
+QUICK = Size(slices=3, slice_s=0.8, waiting=20_000, batches=6, batch=50)
+
+
+@contextlib.contextmanager
+def databases() -> Iterator[dict[str, Callable[[], str | None]]]:
+    """Name → makes a new database and tells its URL (None: SQLite); PostgreSQL if this host has it."""
+    found: dict[str, Callable[[], str | None]] = {"SQLite": lambda: None}
+    if not (POSTGRESQL_BIN / "initdb").exists():
+        yield found
+        return
+    directory = Path(tempfile.mkdtemp(prefix="slurm-banking-bench-pg-", dir="/tmp"))
+    try:
+        if os.geteuid() == 0:
+            shutil.chown(directory, "postgres", "postgres")
+        server = PostgreSQL(directory)
+        server.start()
+        names = iter(f"bank{number}" for number in range(100))
+        found["PostgreSQL"] = lambda: server.create_database(next(names))
+        try:
+            yield found
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+# -- deliveries -----------------------------------------------------------------------------------------------------------
+
+
+class Deliverer:
+    """A relay's worth of deliveries with a ledger in which `waiting` runs wait."""
+
+    def __init__(self, bank: RunningBank, account: Account, name: str, waiting: int) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="slurm-banking-bench-", dir="/tmp"))
+        try:
+            (self.directory / "state").mkdir(mode=0o700)
+            token = self.directory / "token"
+            token.touch(mode=0o600)
+            token.write_text(bank.keys["relay"])
+            config = self.directory / "bank-config.toml"
+            config.write_text(
+                CONFIG.format(url=bank.url.rstrip("/"), directory=self.directory, name=name)
+            )
+            self._fill(account, waiting)
+            self._process = subprocess.Popen(
+                ["/usr/bin/python3", "-m", "tests.bench.deliveries", str(config), CLUSTER],
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=open(self.directory / "log", "w"),
+                text=True,
+            )
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    def _fill(self, account: Account, waiting: int) -> None:
+        self._ledger = Ledger(str(self.directory / "state"), CLUSTER)
+        self._values: dict[str, Any] = {
+            "now": int(time.time()),
+            "account": account.name,
+            "user_id": int(account.uid),
+            "first": 1,
+            "last": waiting,
+            "running": 0,
+        }
+        with self._ledger.transaction() as tx:
+            tx.set_meta("complete", "1")
+            if waiting:
+                tx._connection.execute(FILL, self._values)
+                tx._connection.execute(FILL_OUTBOX, self._values)
+        self._ledger.checkpoint()
+
+    def live_on(self, count: int) -> None:
+        """What was delivered as started ends, and as many others start."""
+        first = self._values["last"] + 1
+        values = {**self._values, "first": first, "last": first + count - 1, "running": 1}
+        self._values = values
+        with self._ledger.transaction() as tx:
+            for statement in (END, END_OUTBOX, FILL, FILL_OUTBOX):
+                used = {key: value for key, value in values.items() if f":{key}" in statement}
+                tx._connection.execute(statement, used)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Deliverer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._ledger.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        watch = threading.Timer(120, self._process.kill)
+        watch.start()
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watch.cancel()
+        if not line:
+            log = (self.directory / "log").read_text(errors="replace")
+            raise CannotMeasure(f"deliveries ended at {command!r}: {log.strip()[-500:]}")
+        answer: dict[str, Any] = json.loads(line)
+        if "problem" in answer:
+            raise CannotMeasure(f"deliveries: {answer['problem']}")
+        return answer
+
+    def rate_of_all(self) -> float:
+        """Until nothing waits."""
+        answer = self.ask("deliver 60")
+        if answer["waiting"]:
+            raise CannotMeasure(f"{answer['waiting']} deliveries wait after a minute")
+        return float(answer["delivered"]) / float(answer["seconds"])
+
+    def rate(self, seconds: float) -> float:
+        answer = self.ask(f"deliver {seconds}")
+        if not answer["waiting"]:
+            raise CannotMeasure("everything was delivered: fewer waited than the slices needed")
+        return float(answer["delivered"]) / float(answer["seconds"])
+
+
+def rich_account(bank: RunningBank) -> Account:
+    return bank.account(su="99999999")
+
+
+def measure_deliveries(size: Size, tell: Tell) -> list[Row]:
+    rows: list[Row] = []
+    with databases() as known:
+        for name, create in known.items():
+            with RunningBank(create()) as bank:
+                rows += _deliveries(bank, name, size, tell)
+    return rows
+
+
+def _deliveries(bank: RunningBank, name: str, size: Size, tell: Tell) -> list[Row]:
+    account = rich_account(bank)
+    tell(f"deliveries to the bank on {name}, as runs start and end")
+    assert bank._server is not None
+    each = int(100 * size.slice_s)
+    with Deliverer(bank, account, "steady", 0) as steady:
+        rates = []
+        for number in range(size.slices + 2):
+            steady.live_on(each)
+            if number == 2:  # the first has no ends, the second opens connections
+                relay_s, bank_s = process_s(steady.pid), process_s(bank._server.pid)
+            rate = steady.rate_of_all()
+            if number >= 2:
+                rates.append(rate)
+        count = 2 * each * size.slices
+        relay_ms = (process_s(steady.pid) - relay_s) / count * 1000
+        bank_ms = (process_s(bank._server.pid) - bank_s) / count * 1000
+    rows = [
+        Row(what=f"relay to bank on {name}", estimate=mean(rates), unit="deliveries/s", least=300,
+            note=f"as many starts as ends; CPU of each: relay {relay_ms:.1f} ms, bank's process {bank_ms:.1f} ms"),
+    ]  # fmt: skip
+    tell(f"deliveries to the bank on {name}, {size.waiting:,} waiting against few")
+    few_count = min(max(FEW, int(size.slices * size.slice_s * 1000)), size.waiting)
+    with (
+        Deliverer(bank, account, "few", few_count) as few,
+        Deliverer(bank, account, "many", size.waiting) as many,
+    ):
+        for one in (few, many):
+            one.rate(0.5)
+        pairs = []
+        for number in range(size.slices):
+            both = (few, many) if number % 2 else (many, few)
+            rate_of = {one: one.rate(size.slice_s) for one in both}
+            pairs.append((rate_of[many], rate_of[few]))
+        memory_mib = {one: one.ask("waiting")["rss_kb"] / 1024 for one in (few, many)}
+    backlog = statistics.median(rate for rate, _ in pairs)
+    return rows + [
+        Row(what=f"relay to bank on {name}, {size.waiting:,} waiting / {few_count:,}", estimate=ratio(pairs),
+            unit="", least=0.9,
+            note=f"rates, of about {backlog:.0f}/s: half of what waits are starts, half whole runs, which are two "
+            "requests each; flat is taken as at least 0.9"),
+        Row(what=f"relay's memory, {size.waiting:,} waiting minus {few_count:,} ({name})",
+            estimate=exact(memory_mib[many] - memory_mib[few]), unit="MiB", most=5,
+            note=f"{memory_mib[many]:.0f} MiB in all; flat is taken as at most 5 MiB more"),
+    ]  # fmt: skip
+
+
+# -- the bank's own cost --------------------------------------------------------------------------------------------------
+
+
+def cpu_s(pid: int) -> float:
+    """Of all threads of a process, and of its children (PostgreSQL's, one per connection)."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total += int((task / "schedstat").read_text().split()[0])
+            for child in (task / "children").read_text().split():
+                total += int(cpu_s(int(child)) * 1e9)
+    return total / 1e9
+
+
+def process_s(pid: int) -> float:
+    """Of a process and all threads that it ever had, to hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_questions(size: Size, tell: Tell) -> list[Row]:
+    rows: list[Row] = []
+    with databases() as known:
+        for name, create in known.items():
+            url = create()
+            with RunningBank(url) as bank:
+                tell(f"can_submit_job at the bank on {name}")
+                rows.append(_questions(bank, name, url, size))
+    return rows
+
+
+def _questions(bank: RunningBank, name: str, url: str | None, size: Size) -> Row:
+    account = rich_account(bank)
+    assert bank._server is not None
+    pids = [bank._server.pid]
+    if url is not None:
+        data = Path(url.partition("?host=")[2]) / "data"
+        pids.append(int((data / "postmaster.pid").read_text().split()[0]))
+    path = f"{bank.url}can_submit_job/12.34/{account.uid}/{account.name}/"
+    per_request: list[float] = []
+    with requests.Session() as session:
+        session.headers["Authorization"] = f"Token {bank.keys['relay']}"
+        session.trust_env = False
+        for number in range(size.batches + 1):
+            before = sum(cpu_s(pid) for pid in pids)
+            for _ in range(size.batch if number else WARM_UP):
+                reply = session.get(path, timeout=10)
+                if reply.status_code != 200 or reply.json().get("success") is not True:
+                    raise CannotMeasure(f"can_submit_job: {reply.status_code} {reply.text[:200]}")
+            if number:
+                spent = sum(cpu_s(pid) for pid in pids) - before
+                per_request.append(spent / size.batch * 1000)
+    return Row(
+        what=f"bank on {name}, can_submit_job: CPU",
+        estimate=mean(per_request),
+        unit="ms",
+        most=2,
+        note="the bank's process" + (" and PostgreSQL's" if url is not None else ""),
+    )
