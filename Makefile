@@ -15,6 +15,8 @@
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PYTEST := $(VENV_PYTHON) -m pytest
+# Fast tests mostly wait; the live ones want the machine to themselves.
+PARALLEL := -n 2 --dist loadfile
 SETUP_STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -47,13 +49,12 @@ demo: setup
 	@$(VENV_PYTHON) -m tests.rig.demo
 
 check: setup client-check
-	$(PYTEST) tests/unit tests/server tests/plugins $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) tests/unit tests/server tests/plugins $(PYTEST_ARGS)
 
 live: setup
 	$(PYTEST) tests/live tests/rig $(PYTEST_ARGS)
 
-test: setup client-check
-	$(PYTEST) tests/unit tests/server tests/plugins tests/rig tests/live $(PYTEST_ARGS)
+test: check live
 
 client:
 	spec/generate.sh

@@ -307,6 +307,23 @@ static void init_job_desc(job_desc_msg_t *desc)
 	desc->user_id = 1001;
 }
 
+/* What set_desc copied; slurmctld frees its own descriptions too. */
+static void free_job_desc(job_desc_msg_t *desc)
+{
+	xfree(desc->account);
+	xfree(desc->partition);
+	xfree(desc->qos);
+	xfree(desc->array_inx);
+	xfree(desc->admin_comment);
+	xfree(desc->name);
+	xfree(desc->reservation);
+	xfree(desc->req_nodes);
+	xfree(desc->tres_per_job);
+	xfree(desc->tres_per_node);
+	xfree(desc->cpus_per_tres);
+	xfree(desc->comment);
+}
+
 static uint32_t submit_uid;
 
 static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
@@ -472,7 +489,7 @@ static void submit(char *pairs)
 	rc = job_submit_plugin.submit(&desc, submit_uid, &message);
 	print_result(rc, desc.admin_comment, message);
 	xfree(message);
-	xfree(desc.admin_comment);
+	free_job_desc(&desc);
 }
 
 static void update(char *pairs)
@@ -510,7 +527,7 @@ static void *storm_thread(void *ignored)
 		else
 			__atomic_add_fetch(&storm_state.refused, 1, __ATOMIC_RELAXED);
 		xfree(message);
-		xfree(desc.admin_comment);
+		free_job_desc(&desc);
 		xfree(pairs);
 	}
 	return NULL;

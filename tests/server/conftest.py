@@ -77,6 +77,7 @@ def bank(request: pytest.FixtureRequest, database: str) -> Iterator[RunningBank]
     """One server per kind of database for all tests; each test makes accounts and users of its own."""
     url = None
     if database == "postgresql":
-        url = request.getfixturevalue("postgresql").create_database("bank")
+        # made again when the order of tests changes the kind of database to and fro
+        url = request.getfixturevalue("postgresql").create_database(f"bank_{os.urandom(4).hex()}")
     with RunningBank(url) as running:
         yield running
