@@ -24,7 +24,7 @@ BUDGET_S = 0.2
 TRIES = 2
 
 #: Seconds to leave the relay alone after it did not answer, doubled each time up to the longest.
-FIRST_PAUSE_S = 30.0
+FIRST_PAUSE_S = 10.0
 LONGEST_PAUSE_S = 600.0
 
 Ask = Callable[..., Dict[str, Any]]
@@ -45,11 +45,8 @@ class Asker:
 
     def refresh(self, socket_path: str, account: str, user_id: int, max_age_s: int) -> bool:
         """Have the bank's word on an account and user written into the ledger; whether that happened."""
-        now = time.monotonic()
         with self._lock:
-            if account in self._in_flight or now < self._away_until:
-                return False
-            if self._failures >= TRIES and not self._worth_a_try(socket_path, now):
+            if not self._may_ask(socket_path, account):
                 return False
             self._in_flight.add(account)
         try:
@@ -75,6 +72,17 @@ class Asker:
         with self._lock:
             return self._answered(reply)
 
+    def would_ask(self, socket_path: str, account: str) -> bool:
+        """Whether :meth:`refresh` would ask now: if not, what the ledger has is all there is to decide on."""
+        with self._lock:
+            return self._may_ask(socket_path, account)
+
+    def _may_ask(self, socket_path: str, account: str) -> bool:
+        now = time.monotonic()
+        if account in self._in_flight or now < self._away_until:
+            return False
+        return self._failures < TRIES or self._worth_a_try(socket_path, now)
+
     def _answered(self, reply: Mapping[str, Any]) -> bool:
         self._failures = 0
         self._pause_s = FIRST_PAUSE_S
@@ -99,13 +107,10 @@ class Asker:
 
     def _worth_a_try(self, socket_path: str, now: float) -> bool:
         """A relay that was restarted, or came to life again, shows it by its heartbeat; without that, no question."""
-        beat = _heartbeat(socket_path)
-        if beat is None or beat == self._heartbeat_at_failure:
+        if now < self._silent_until:
             return False
-        moved_at = time.time_ns() - beat
-        return now >= self._silent_until or (
-            0 <= moved_at < 3_000_000_000 and now >= self._silent_until - self._pause_s / 2 + 5.0
-        )
+        beat = _heartbeat(socket_path)
+        return beat is not None and beat != self._heartbeat_at_failure
 
 
 def _heartbeat(socket_path: str) -> Optional[int]:

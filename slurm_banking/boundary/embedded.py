@@ -21,6 +21,40 @@ from slurm_banking.records import Outcome, Verdict
 _engine: Optional[Engine] = None
 _engine_lock = threading.Lock()
 
+#: Makes the engine as the host described it; None: banking_py_start was not called.
+_make_engine: Optional[Callable[[], Engine]] = None
+_why_not = "banking_py_start was not called"
+_tried_at = 0.0
+
+#: Seconds between two tries to start after a start that failed.
+RETRY_S = 1.0
+
+
+class NotReady(BankingError):
+    """There is no engine; ``str()`` says why. The shim logs it, at most once a minute."""
+
+
+def _current_engine() -> Engine:
+    """The engine; one whose configuration was mended since slurmctld started is made now.
+
+    :raises NotReady: it cannot be made.
+    """
+    global _engine, _why_not, _tried_at
+    if _engine is not None:
+        return _engine
+    with _engine_lock:
+        if _engine is None:
+            now = time.monotonic()
+            if _make_engine is None or (_tried_at and now - _tried_at < RETRY_S):
+                raise NotReady(_why_not)
+            _tried_at = now
+            try:
+                _engine = _make_engine()
+            except BankingError as error:
+                _why_not = str(error)
+                raise NotReady(_why_not) from None
+        return _engine
+
 
 def attach(ffi: Any, lib: Any) -> None:
     """Define the entry points that this cffi module declares."""
@@ -33,6 +67,8 @@ def attach(ffi: Any, lib: Any) -> None:
             started = time.perf_counter()
             try:
                 work(struct, reply)
+            except NotReady as error:
+                put(reply.message, str(error), lib.BANKING_MESSAGE_SIZE)
             except Exception as error:  # the last frame before C: nothing may pass
                 if not isinstance(error, BankingError):
                     log(ERROR, f"plugin_error in={name} where={_where(error)} error={error!r}")
@@ -56,22 +92,20 @@ def attach(ffi: Any, lib: Any) -> None:
         )
 
     def start(host: Any, reply: Any) -> None:
-        global _engine
+        global _make_engine, _tried_at
         plugin = convert.text(ffi, host.plugin)
-        try:
-            with _engine_lock:
-                if _engine is None:
-                    _engine = Engine(
-                        config_path=convert.text(ffi, host.config_path),
-                        cluster=convert.text(ffi, host.cluster),
-                        slurm_user_id=host.slurm_user_id,
-                        log=log,
-                    )
-                engine = _engine
-            config = engine.config()
-        except BankingError as error:
-            put(reply.message, str(error), lib.BANKING_MESSAGE_SIZE)
-            return
+        config_path = convert.text(ffi, host.config_path)
+        cluster = convert.text(ffi, host.cluster)
+        slurm_user_id = int(host.slurm_user_id)
+
+        def make() -> Engine:
+            return Engine(
+                config_path=config_path, cluster=cluster, slurm_user_id=slurm_user_id, log=log
+            )
+
+        _make_engine = make
+        _tried_at = 0.0
+        config = _current_engine().config()
         if _starts_relay(config, plugin):
             problem = start_relay(config)
             if problem is not None:
@@ -85,25 +119,21 @@ def attach(ffi: Any, lib: Any) -> None:
         )
         reply.verdict = lib.BANKING_ACCEPTED
 
-    def engine() -> Engine:
-        assert _engine is not None, "banking_py_start was not called"
-        return _engine
-
     def submit(struct: Any, reply: Any) -> None:
-        current = engine()
+        current = _current_engine()
         answer(reply, current.submit(convert.submission(ffi, struct, current.cluster)))
 
     def update(struct: Any, reply: Any) -> None:
-        current = engine()
+        current = _current_engine()
         answer(reply, current.update(convert.job_update(ffi, struct, current.cluster)))
 
     def run_ended(struct: Any, reply: Any) -> None:
-        current = engine()
+        current = _current_engine()
         current.run_ended(convert.run(ffi, struct, current.cluster, ended=True))
         reply.verdict = lib.BANKING_ACCEPTED
 
     def run_started(struct: Any, reply: Any) -> None:
-        current = engine()
+        current = _current_engine()
         current.run_started(convert.run(ffi, struct, current.cluster, ended=False))
         reply.verdict = lib.BANKING_ACCEPTED
 

@@ -250,7 +250,7 @@ class Engine:
                     old = (decision.reason in FUNDS_REASONS and age_s > FRESH_S) or (
                         decision.reason is Reason.FITS and age_s > STALE_S
                     )
-                    if old and not asked:
+                    if old and not asked and self.asker.would_ask(config.relay.socket, account):
                         asked = True
                         ask = True
                     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from slurm_banking.errors import EntryConflict
 from slurm_banking.ledger.queries import QUERIES
@@ -93,6 +93,32 @@ class Transaction:
             ),
         )
         return int(cursor.lastrowid or 0)
+
+    def _append_of(
+        self,
+        subject: Union[Lien, LedgerRun, Run],
+        kind: str,
+        *,
+        lien_id: Optional[str],
+        amount_csu: int,
+        reason: str,
+        actor: str,
+        inputs: Optional[Mapping[str, Any]] = None,
+    ) -> int:
+        """:meth:`append` for a lien or a run: its job, account and user."""
+        return self.append(
+            kind,
+            lien_id=lien_id,
+            job_id=subject.job_id,
+            submit_time=subject.submit_time,
+            restart_count=subject.restart_count,
+            account=subject.account,
+            user_id=subject.user_id,
+            amount_csu=amount_csu,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
 
     # -- meta -------------------------------------------------------------------------------------------------------
 
@@ -235,10 +261,7 @@ class Transaction:
         :raises EntryConflict: the id exists.
         """
         lien_id = lien_id or new_lien_id()
-        if self.lien(lien_id) is not None:
-            raise EntryConflict(f"lien {lien_id} exists")
-        self._run(
-            "insert_lien",
+        self._insert_lien(
             {
                 "lien_id": lien_id,
                 "state": "confirmed" if confirmed else "unconfirmed",
@@ -257,7 +280,7 @@ class Transaction:
                 "name": name,
                 "inputs": dump_json(inputs),
                 "created_us": self.now_us,
-            },
+            }
         )
         self.append(
             "lien",
@@ -273,6 +296,14 @@ class Transaction:
             inputs=inputs,
         )
         return lien_id
+
+    def _insert_lien(self, values: Mapping[str, Any]) -> None:
+        try:
+            self._run("insert_lien", values)
+        except sqlite3.IntegrityError as error:
+            if "liens.lien_id" in str(error):
+                raise EntryConflict(f"lien {values['lien_id']} exists") from None
+            raise
 
     def lien(self, lien_id: str) -> Optional[Lien]:
         row = self._row("get_lien", (lien_id,))
@@ -474,14 +505,10 @@ class Transaction:
     def end_lien(self, lien: Lien, kind: str, *, reason: str, actor: str) -> int:
         """End a lien: ``lien_charged``, ``lien_voided`` or ``lien_expired``. Once; what it freed."""
         self._run("end_lien", {"lien_id": lien.lien_id, "kind": kind, "now_us": self.now_us})
-        self.append(
+        self._append_of(
+            lien,
             kind,
             lien_id=lien.lien_id,
-            job_id=lien.job_id,
-            submit_time=lien.submit_time,
-            restart_count=lien.restart_count,
-            account=lien.account,
-            user_id=lien.user_id,
             amount_csu=-lien.amount_csu if lien.counted else 0,
             reason=reason,
             actor=actor,
@@ -501,14 +528,10 @@ class Transaction:
         reason: str,
         inputs: Optional[Mapping[str, Any]],
     ) -> None:
-        self.append(
+        self._append_of(
+            lien,
             kind,
             lien_id=lien.lien_id,
-            job_id=lien.job_id,
-            submit_time=lien.submit_time,
-            restart_count=lien.restart_count,
-            account=lien.account,
-            user_id=lien.user_id,
             amount_csu=amount_csu - lien.amount_csu if lien.counted else 0,
             reason=reason,
             actor=actor,
@@ -645,14 +668,10 @@ class Transaction:
             },
         )
         run_id = int(cursor.lastrowid or 0)
-        self.append(
+        self._append_of(
+            run,
             "start",
             lien_id=None if lien is None else lien.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=ledger_csu,
             reason="grandfathered" if not counted else "started",
             actor=actor,
@@ -723,14 +742,10 @@ class Transaction:
         reason: str,
         inputs: Optional[Mapping[str, Any]],
     ) -> None:
-        self.append(
+        self._append_of(
+            run,
             kind,
             lien_id=run.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=ledger_csu - run.ledger_csu,
             reason=reason,
             actor=actor,
@@ -785,14 +800,10 @@ class Transaction:
                 deliver=False,
             )
         self._write_end(existing, run, charge_csu, inputs)
-        self.append(
+        self._append_of(
+            run,
             "charge",
             lien_id=existing.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=charge_csu - existing.ledger_csu,
             reason=run.state.lower(),
             actor=actor,
@@ -835,14 +846,10 @@ class Transaction:
 
     def note_resize(self, run: LedgerRun, *, cpus: int, elapsed_s: int, actor: str) -> None:
         """A run goes on with other nodes: it had ``cpus`` until it had run for ``elapsed_s``."""
-        self.append(
+        self._append_of(
+            run,
             "note",
             lien_id=run.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=0,
             reason="resized",
             actor=actor,
@@ -861,14 +868,10 @@ class Transaction:
     ) -> LedgerRun:
         """What a run was charged by a ledger that was lost, as the bank still has it."""
         self._run("recharge_run", {"run_id": run.run_id, "charge_csu": charge_csu})
-        self.append(
+        self._append_of(
+            run,
             "restated",
             lien_id=run.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=charge_csu - run.ledger_csu,
             reason=reason,
             actor=actor,
@@ -883,14 +886,10 @@ class Transaction:
         self._run(
             "lose_run", {"run_id": run.run_id, "slurm_state": LOST, "inputs": dump_json(inputs)}
         )
-        self.append(
+        self._append_of(
+            run,
             "charge",
             lien_id=run.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=-run.ledger_csu,
             reason="lost: slurmctld was restarted and does not know it, and slurmdbd no end of it",
             actor=actor,
@@ -964,14 +963,10 @@ class Transaction:
         actor: str,
     ) -> EndResult:
         self._write_end(existing, run, charge_csu, inputs)
-        self.append(
+        self._append_of(
+            run,
             "restated",
             lien_id=existing.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=charge_csu - existing.ledger_csu,
             reason=f"told again by {run.source}: {run.state.lower()}",
             actor=actor,
@@ -1035,14 +1030,10 @@ class Transaction:
                 )
         if unchanged:
             self._run("drop_outbox", (run.run_id, delivery.phase))
-        self.append(
+        self._append_of(
+            run,
             "delivered",
             lien_id=run.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=0,
             reason=f"{delivery.phase} {reason} as {bank_job_id}",
             actor=actor,
@@ -1056,14 +1047,10 @@ class Transaction:
     def unpark(self, run: LedgerRun, *, actor: str) -> None:
         """An operator has it tried again."""
         self._run("park_run", (None, run.run_id))
-        self.append(
+        self._append_of(
+            run,
             "note",
             lien_id=run.lien_id,
-            job_id=run.job_id,
-            submit_time=run.submit_time,
-            restart_count=run.restart_count,
-            account=run.account,
-            user_id=run.user_id,
             amount_csu=0,
             reason=f"delivery tried again; the bank had refused it: {run.parked}",
             actor=actor,

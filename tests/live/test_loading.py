@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,6 +97,10 @@ def test_a_broken_plugin_behaves_as_configured_and_says_why(
     if on_error == "accept":
         assert answer.returncode == 0
         site.wait_job(int(answer.stdout), timeout_s=30)
+        if how == "broken configuration":
+            site.write_banking()  # mended: in force without a restart
+            time.sleep(1.2)
+            assert "could cost up to 6.00 SU" in site.try_sbatch("sb-alice", "--time=1").stderr
     else:
         assert answer.returncode != 0 and "sbatch: error:" in answer.stderr
     assert site.pid("slurmctld") is not None
