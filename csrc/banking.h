@@ -154,7 +154,6 @@ typedef struct {
 	int32_t elapsed_us;
 	char message[BANKING_MESSAGE_SIZE];	/* for the user; may hold several lines; "" is none */
 	char token[BANKING_TOKEN_SIZE];		/* to append to admin_comment; "" is none */
-	char foreign_token[BANKING_TOKEN_SIZE];	/* reserved */
 } banking_reply;
 
 #endif

@@ -44,12 +44,6 @@ def prices_for(tx: Transaction, config: Config, at: Optional[int]) -> PriceList:
     )
 
 
-def is_exempt(
-    config: Config, *, account: Optional[str], user_name: str, user_id: int, qos: Optional[str]
-) -> bool:
-    return policy.is_exempt(config, account=account, user_name=user_name, user_id=user_id, qos=qos)
-
-
 def queued_estimate(config: Config, job: QueuedJob) -> Estimate:
     """The estimate of a job as Slurm's queue shows it. Never refuses: Slurm has the job already.
 

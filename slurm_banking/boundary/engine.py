@@ -310,13 +310,13 @@ class Engine:
             )
         if reason in (Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_USER_FUNDS):
             available = decision.available_csu or 0
-            held = tx.set_aside(account)
+            aside = tx.set_aside(account)
             message = messages.insufficient(
                 account,
                 cost,
                 available,
                 reason,
-                held,
+                aside,
                 self._hints(sub, config, available + freed_csu, cost),
             )
             return Verdict(
@@ -325,7 +325,7 @@ class Engine:
                 estimate=cost,
                 message=message,
                 available_csu=available,
-                set_aside_csu=held.queued_csu + held.running_csu,
+                set_aside_csu=aside.queued_csu + aside.running_csu,
             )
         return Verdict(
             outcome=outcome,
@@ -460,39 +460,39 @@ class Engine:
         found: Dict[str, Any] = {}
 
         def find(tx: Transaction) -> Tuple[int, int]:
-            found["held"] = held = self._held(tx, update)
-            if held is None or held.account != sub.account:
+            found["current"] = current = self._set_aside_for(tx, update)
+            if current is None or current.account != sub.account:
                 return cost.cost_csu, 0
-            if isinstance(held, LedgerRun):
-                now_csu = max(held.ledger_csu, cost.per_task_csu)
-                return now_csu, held.ledger_csu if held.counted else now_csu
+            if isinstance(current, LedgerRun):
+                now_csu = max(current.ledger_csu, cost.per_task_csu)
+                return now_csu, current.ledger_csu if current.counted else now_csu
             # A lien speaks for all tasks of an array that have not started, whichever record was updated.
-            now_csu = held.tasks_left * max(
-                held.per_task_csu, held.proposed_csu or 0, cost.per_task_csu
+            now_csu = current.tasks_left * max(
+                current.per_task_csu, current.proposed_csu or 0, cost.per_task_csu
             )
-            if held.origin == "grandfathered":
+            if current.origin == "grandfathered":
                 return now_csu, now_csu
-            if held.counted:
-                return now_csu, held.amount_csu
-            grows = cost.per_task_csu > max(held.per_task_csu, held.proposed_csu or 0)
+            if current.counted:
+                return now_csu, current.amount_csu
+            grows = cost.per_task_csu > max(current.per_task_csu, current.proposed_csu or 0)
             return now_csu, 0 if grows else now_csu
 
         def set_aside(tx: Transaction, reason: Reason) -> str:
-            held = found["held"]
+            current = found["current"]
             why = f"update: {reason.value}"
-            if isinstance(held, LedgerRun):
-                if cost.per_task_csu > max(held.lien_csu, held.proposed_csu or 0):
+            if isinstance(current, LedgerRun):
+                if cost.per_task_csu > max(current.lien_csu, current.proposed_csu or 0):
                     tx.propose_for_run(
-                        held,
+                        current,
                         cost_csu=cost.per_task_csu,
                         inputs=cost.inputs(),
                         actor=ACTOR,
                         reason=why,
                     )
-            elif isinstance(held, Lien) and held.account == sub.account:
-                if cost.per_task_csu > max(held.per_task_csu, held.proposed_csu or 0):
+            elif isinstance(current, Lien) and current.account == sub.account:
+                if cost.per_task_csu > max(current.per_task_csu, current.proposed_csu or 0):
                     tx.propose(
-                        held,
+                        current,
                         per_task_csu=cost.per_task_csu,
                         inputs=cost.inputs(),
                         actor=ACTOR,
@@ -514,7 +514,7 @@ class Engine:
                     job_id=update.array_job_id or update.job_id,
                     submit_time=update.submit_time,
                     restart_count=update.restart_count,
-                    supersedes=held.lien_id if isinstance(held, Lien) else None,
+                    supersedes=current.lien_id if isinstance(current, Lien) else None,
                 )
             return ""
 
@@ -530,7 +530,7 @@ class Engine:
             would_be=verdict.would_be,
         )
 
-    def _held(self, tx: Transaction, update: JobUpdate) -> Any:
+    def _set_aside_for(self, tx: Transaction, update: JobUpdate) -> Any:
         """The running run or the open lien of the job, whatever its account; None: nothing is set aside for it."""
         if update.running:
             run = tx.find_run(update.job_id, update.submit_time, update.restart_count)
@@ -543,10 +543,7 @@ class Engine:
             for lien in tx.liens_by_job(job_id)
             if lien.open
             and lien.user_id == update.wanted.job_user_id
-            and (
-                lien.submit_time in (None, update.submit_time)
-                or lien.origin in ("requeue", "update")
-            )
+            and lien.speaks_of(update.submit_time)
         ]
         if not candidates and token is not None:
             lien = tx.lien(token.lien_id)

@@ -53,6 +53,18 @@ class Lien:
     def open(self) -> bool:
         return self.state != "ended"
 
+    def speaks_of(self, submit_time: Optional[int]) -> bool:
+        """Whether its job, by id, is the one submitted then: Slurm reuses ids after a crash.
+
+        A requeued job gets a new submit time, and an update's lien is bound to what it was before.
+        """
+        return (
+            self.submit_time is None
+            or submit_time is None
+            or self.submit_time == submit_time
+            or self.origin in ("requeue", "update")
+        )
+
 
 @dataclass(frozen=True)
 class LedgerRun:

@@ -118,7 +118,6 @@ class Ledger:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}").fetchone()
         connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute(f"PRAGMA busy_timeout = {max(self._busy_timeout_ms, 1000)}").fetchone()
         connection.execute("BEGIN IMMEDIATE")
         try:
             self._create_or_check(connection)
@@ -127,7 +126,6 @@ class Ledger:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}").fetchone()
 
     def _create_or_check(self, connection: sqlite3.Connection) -> None:
         found = connection.execute(

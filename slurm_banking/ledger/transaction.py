@@ -344,14 +344,7 @@ class Transaction:
             for lien in map(
                 _lien, self._rows("open_liens_by_job", (job_id, array_job_id or job_id))
             )
-            if lien.account == account
-            and lien.user_id == user_id
-            and (
-                lien.submit_time is None
-                or submit_time is None
-                or lien.submit_time == submit_time
-                or lien.origin in ("requeue", "update")
-            )
+            if lien.account == account and lien.user_id == user_id and lien.speaks_of(submit_time)
         ]
         if candidates:
             return max(candidates, key=lambda lien: (lien.job_id == job_id, lien.created_us))

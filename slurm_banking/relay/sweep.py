@@ -196,11 +196,7 @@ def _same_owner(lien: Lien, job: QueuedJob) -> bool:
 
 
 def _is_for(lien: Lien, job: QueuedJob) -> bool:
-    return _same_owner(lien, job) and (
-        lien.submit_time is None
-        or lien.submit_time == job.submit_time
-        or lien.origin in ("requeue", "update")
-    )
+    return _same_owner(lien, job) and lien.speaks_of(job.submit_time)
 
 
 # -- the queue ----------------------------------------------------------------------------------------------------------
@@ -312,7 +308,7 @@ def _write(ledger: Ledger, items: Sequence[T], each: Callable[[Transaction, T], 
 
 
 def _exempt(config: Config, job: QueuedJob) -> bool:
-    return settle.is_exempt(
+    return policy.is_exempt(
         config, account=job.account, user_name=job.user_name, user_id=job.user_id, qos=job.qos
     )
 
@@ -920,7 +916,7 @@ def _end_lien(
 
 
 def _exempt_run(config: Config, row: Run) -> bool:
-    return settle.is_exempt(
+    return policy.is_exempt(
         config, account=row.account, user_name=row.user_name, user_id=row.user_id, qos=row.qos
     )
 

@@ -20,6 +20,9 @@ pytestmark = pytest.mark.timeout(240)
 
 SECONDS = "--time=1"
 
+#: Keeps a job pending without an operator.
+LATER = "--begin=now+1hour"
+
 
 @pytest.fixture(autouse=True)
 def books_agree_after(site: BankedCluster) -> Iterator[None]:
@@ -55,11 +58,6 @@ def lien_of(site: BankedCluster, job: int, timeout_s: float = 20) -> dict[str, A
 
     wait_until(confirmed, timeout_s, f"a confirmed lien of job {job}", 0.2)
     return confirmed()[0]
-
-
-def held(site: BankedCluster) -> str:
-    """Options that keep a job pending without an operator."""
-    return "--begin=now+1hour"
 
 
 def test_accepted_tells_the_estimate_runs_and_is_charged(site: BankedCluster) -> None:
@@ -104,7 +102,7 @@ def test_an_array_is_refused_with_how_many_tasks_would_fit(site: BankedCluster) 
 
 
 def test_default_partition_account_and_time_are_resolved(site: BankedCluster) -> None:
-    job = site.sbatch("sb-bob", held(site))
+    job = site.sbatch("sb-bob", LATER)
     lien = lien_of(site, job)
     assert lien["account"] == "fc_alpha"
     assert lien["amount_csu"] == 6000, "one CPU in main for its DefaultTime of ten minutes"
@@ -136,7 +134,7 @@ def test_srun_and_salloc_are_banked_as_well(site: BankedCluster, command: str) -
 
 
 def test_cancel_while_pending_leaves_nothing(site: BankedCluster) -> None:
-    job = site.sbatch("sb-alice", held(site))
+    job = site.sbatch("sb-alice", LATER)
     lien_of(site, job)
     site.scancel("sb-alice", str(job))
     wait_until(
@@ -171,7 +169,7 @@ def test_requeued_runs_are_charged_separately(site: BankedCluster) -> None:
 
 
 def test_an_array_cancelled_in_part_frees_what_will_not_run(site: BankedCluster) -> None:
-    job = site.sbatch("sb-alice", "--time=1", "--array=1-6", held(site))
+    job = site.sbatch("sb-alice", "--time=1", "--array=1-6", LATER)
     assert lien_of(site, job)["amount_csu"] == 3600
     site.scancel("sb-alice", f"{job}_[3-5]")
     wait_until(lambda: lien_of(site, job)["amount_csu"] == 1800, 20, "three tasks to be freed", 0.2)
@@ -190,7 +188,7 @@ def test_an_array_charges_each_task(site: BankedCluster) -> None:
 def test_scontrol_update_up_is_set_aside_at_once_and_down_when_slurm_did_it(
     site: BankedCluster,
 ) -> None:
-    job = site.sbatch("sb-alice", "--time=1", held(site))
+    job = site.sbatch("sb-alice", "--time=1", LATER)
     assert lien_of(site, job)["amount_csu"] == 600
     site.run_as("sb-alice", ["scontrol", "update", f"job={job}", "TimeLimit=5"], check=True)
     assert lien_of(site, job)["amount_csu"] == 3000, "at once, before anything was seen"
@@ -201,7 +199,7 @@ def test_scontrol_update_up_is_set_aside_at_once_and_down_when_slurm_did_it(
 
 
 def test_scontrol_update_beyond_the_funds_is_refused(site: BankedCluster) -> None:
-    job = site.sbatch("sb-mallory", "--time=1", held(site))
+    job = site.sbatch("sb-mallory", "--time=1", LATER)
     lien_of(site, job)
     answer = site.run_as("sb-mallory", ["scontrol", "update", f"job={job}", "TimeLimit=30"])
     assert answer.returncode != 0
@@ -241,7 +239,7 @@ def test_relay_down_jobs_go_on_and_it_catches_up_when_it_is_back(site: BankedClu
 
 
 def test_slurmctld_killed_with_liens_open_keeps_them_and_charges_once(site: BankedCluster) -> None:
-    waiting = site.sbatch("sb-alice", "--time=3", held(site))
+    waiting = site.sbatch("sb-alice", "--time=3", LATER)
     running = site.sbatch("sb-alice", SECONDS, script="sleep 10")
     site.wait_job(running, "RUNNING")
     lien_of(site, waiting)
@@ -260,7 +258,7 @@ def test_ledger_deleted_is_rebuilt_from_queue_accounting_and_bank(site: BankedCl
     wait_runs(site, done, 1, "ended")
     site.settle()
     charged = {row["job_id"]: row["charge_csu"] for row in site.ledger_rows("SELECT * FROM runs WHERE state = 'ended'")}  # fmt: skip
-    waiting = site.sbatch("sb-alice", "--time=3", held(site))
+    waiting = site.sbatch("sb-alice", "--time=3", LATER)
     running = site.sbatch("sb-alice", SECONDS, script="sleep 15")
     wait_runs(site, running, 1, "running")
     lien_id = lien_of(site, waiting)["lien_id"]
@@ -293,9 +291,9 @@ def test_what_slurm_refuses_after_us_leaves_no_lien(site: BankedCluster) -> None
 
 
 def test_an_operators_exception_lets_a_user_submit(site: BankedCluster) -> None:
-    assert site.try_sbatch("sb-mallory", "--time=10", held(site)).returncode != 0
+    assert site.try_sbatch("sb-mallory", "--time=10", LATER).returncode != 0
     site.banking("allow", "sb-mallory", "--until", "+5m", "--reason", "paper deadline")
-    answer = site.try_sbatch("sb-mallory", "--time=10", held(site))
+    answer = site.try_sbatch("sb-mallory", "--time=10", LATER)
     assert answer.returncode == 0 and "paper deadline" in answer.stderr
     denied = site.banking("allow", "sb-mallory", "--until", "+5m", "--reason", "x", user="sb-mallory", check=False)  # fmt: skip
     assert denied.returncode != 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,19 @@ def test_a_long_transaction_of_another_process_makes_it_busy_not_stuck(ledger: L
         other.execute("ROLLBACK")
     with quick.transaction() as tx:
         tx.open_lien(**LIEN)
+
+
+def test_opening_a_ledger_waits_no_longer_than_using_it(ledger: Ledger) -> None:
+    """slurmctld may open it in a hook, when the file was replaced or could not be opened before."""
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    begun = time.monotonic()
+    try:
+        with pytest.raises(LedgerBusy):
+            Ledger(ledger.state_dir, "c", busy_timeout_ms=20, check_directory=False)
+    finally:
+        other.execute("ROLLBACK")
+    assert time.monotonic() - begun < 0.7
 
 
 def test_ten_threads_cannot_set_aside_more_than_there_is(ledger: Ledger) -> None:
