@@ -11,6 +11,7 @@
 #   make check      unit, property, server and plugin tests                       make live   the real cluster
 #   make client     generate mybrc_client from spec/mybrc.openapi.yaml            make lint   ruff, mypy, shellcheck
 #   make bench      the budgets of docs/architecture.md, measured
+#   make fidelity   estimates and charges against Slurm itself, over 2,000 random jobs (SEED= JOBS=)           (root)
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -20,7 +21,7 @@ PARALLEL := -n 2 --dist loadfile
 SETUP_STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plugins install uninstall cluster cluster-stop demo check live test client client-check lint bench clean
+.PHONY: help setup plugins install uninstall cluster cluster-stop demo check live test client client-check lint bench fidelity clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -52,7 +53,7 @@ check: setup client-check
 	$(PYTEST) $(PARALLEL) tests/unit tests/server tests/plugins $(PYTEST_ARGS)
 
 live: setup
-	$(PYTEST) tests/live tests/rig $(PYTEST_ARGS)
+	$(PYTEST) tests/live tests/rig tests/fidelity $(PYTEST_ARGS)
 
 test: check live
 
@@ -69,6 +70,9 @@ lint:
 
 bench: setup
 	@$(VENV_PYTHON) -m tests.bench
+
+fidelity: setup
+	@$(VENV_PYTHON) -m tests.fidelity $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
 clean:
 	rm -rf build

@@ -17,11 +17,13 @@
 
 #define BANKING_MESSAGE_SIZE 2048
 #define BANKING_TOKEN_SIZE 192
+#define BANKING_SHAPES_MAX 16
 
-/* verdicts; a reply starts undecided, and only Python changes that */
+/* verdicts; a reply starts undecided, and only Python changes that; no room: slurmctld's table is full, try again */
 #define BANKING_UNDECIDED 0
 #define BANKING_ACCEPTED 1
 #define BANKING_REFUSED 2
+#define BANKING_NO_ROOM 3
 
 /* on_plugin_error */
 #define BANKING_ON_ERROR_ACCEPT 0
@@ -42,22 +44,48 @@ typedef struct {
 	uint32_t slurm_version;		/* SLURM_VERSION_NUMBER built against */
 } banking_host;
 
+/* Nodes of a partition that are alike, as slurm.conf describes them. */
+typedef struct {
+	uint32_t count;			/* nodes of this shape */
+	uint32_t cpus;
+	uint32_t sockets;		/* of the whole node, all boards together */
+	uint32_t cores;			/* per socket */
+	uint32_t threads;		/* per core */
+	uint32_t core_spec;		/* CoreSpecCount, or as many cores as CpuSpecList has */
+	uint64_t memory_mb;		/* RealMemory */
+	uint64_t memory_spec_mb;	/* MemSpecLimit */
+	const char *gres;		/* as Slurm shows it, "gpu:a100:4(S:0-1),gpu:t4:2"; NULL: none */
+} banking_node_shape;
+
+/* What select hands out: banking_partition.unit */
+#define BANKING_UNIT_CPU 0
+#define BANKING_UNIT_CORE 1
+#define BANKING_UNIT_SOCKET 2
+#define BANKING_UNIT_NODE 3
+
 /* One candidate partition of a job, as slurmctld knows it. */
 typedef struct {
 	const char *name;
+	uint64_t generation;		/* another one whenever anything below may have changed; never used twice */
 	uint32_t found;			/* 0: slurmctld has no such partition; the rest is zero */
 	uint32_t default_time_min;	/* NO_VAL: none; INFINITE: unlimited */
 	uint32_t max_time_min;		/* INFINITE: unlimited */
 	uint32_t exclusive;		/* 1: whole nodes always (OverSubscribe=EXCLUSIVE) */
-	uint32_t node_cpus_max;		/* most CPUs on one of its nodes */
-	uint32_t node_cpus_min;		/* least CPUs on one of its nodes; 0: not known */
 	uint32_t max_cpus_per_node;	/* MaxCPUsPerNode; INFINITE: none */
-	uint32_t threads_per_core_max;
+	uint32_t max_nodes;		/* MaxNodes per job; INFINITE: none */
 	uint32_t total_cpus;
 	uint32_t total_nodes;
+	uint32_t unit;			/* BANKING_UNIT_..., the partition's own SelectTypeParameters if it has any */
+	uint32_t memory_tracked;	/* 1: memory is a consumable resource */
+	uint32_t one_task_per_core;	/* CR_ONE_TASK_PER_CORE */
 	uint64_t def_mem_per_cpu;	/* as in Slurm: MB per node, or per CPU with the highest bit set; 0: none */
 	uint64_t max_mem_per_cpu;	/* likewise; a job that asks for more per CPU is given more CPUs; 0: none */
-	uint64_t node_memory_max_mb;	/* most memory of one of its nodes; 0: not known */
+	uint64_t def_cpu_per_gpu;	/* JobDefaults, the partition's, else the cluster's; NO_VAL64: none */
+	uint64_t def_mem_per_gpu;	/* likewise, MB */
+	const char *billing_weights;	/* TRESBillingWeights as configured; NULL: billing is the number of CPUs */
+	uint32_t billing_max;		/* PriorityFlags=MAX_TRES */
+	uint32_t shape_count;
+	const banking_node_shape *shapes;	/* at most BANKING_SHAPES_MAX; the rest is in the last, as large as the largest */
 } banking_partition;
 
 /*
@@ -72,6 +100,7 @@ typedef struct {
 	const char *name;		/* the job's name */
 	uint32_t submit_user_id;	/* who calls */
 	uint32_t job_user_id;		/* whose job */
+	uint32_t room;			/* jobs and array tasks that slurmctld's table has room for (MaxJobCount); NO_VAL: not known */
 	uint32_t associated;		/* 1: this user and account (and partition, if so defined) have an association */
 	uint32_t time_limit_min;	/* NO_VAL: not given; INFINITE */
 	uint32_t time_min_min;
@@ -83,7 +112,11 @@ typedef struct {
 	uint32_t het_job_offset;	/* NO_VAL: not a component */
 	uint16_t cpus_per_task;
 	uint16_t ntasks_per_node;
+	uint16_t ntasks_per_socket;
+	uint16_t ntasks_per_core;
 	uint16_t ntasks_per_tres;	/* tasks per GPU */
+	uint16_t sockets_per_node;
+	uint16_t cores_per_socket;
 	uint16_t pn_min_cpus;		/* --mincpus */
 	uint16_t shared;		/* 0: --exclusive; NO_VAL16: not given */
 	uint16_t threads_per_core;
@@ -111,6 +144,7 @@ typedef struct {
 	uint32_t job_state;		/* raw, with flags */
 	uint32_t task_count;		/* tasks in this record; 1 for ordinary jobs */
 	uint32_t total_cpus;		/* allocated, 0 while pending */
+	const char *tres_alloc;		/* as in banking_run, of a job that has started; else NULL */
 	uint32_t operator_caller;	/* 1: root, SlurmUser, operator, administrator or coordinator */
 	int64_t submit_time;
 	int64_t start_time;
@@ -124,7 +158,7 @@ typedef struct {
 	const char *user_name;
 	const char *admin_comment;
 	const char *nodes;		/* NULL: it never had any */
-	const char *tres_alloc;		/* formatted, "cpu=4,mem=...,node=1,billing=4" */
+	const char *tres_alloc;		/* exact, "cpu=4,mem=8000M,node=1,billing=4,gres/gpu=2,gres/gpu:a100=2" */
 	const char *name;
 	uint32_t job_id;
 	uint32_t array_job_id;
@@ -141,6 +175,7 @@ typedef struct {
 	uint32_t time_limit_min;
 	uint32_t exit_code;
 	uint32_t requeue;		/* 1: Slurm will run it again (JOB_REQUEUE set) */
+	uint32_t cancelled_by_admin;	/* 1: root, SlurmUser or an operator or administrator ended it, not the job's user */
 	int64_t submit_time;		/* unix seconds, all of these */
 	int64_t start_time;
 	int64_t end_time;

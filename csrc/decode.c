@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "decode.h"
 
+#include "tres_alloc.h"
+
 #include <ctype.h>
+#include <time.h>
 
 #define PARTITIONS_MAX 1000
-#define NODE_FACTS_CACHED 64
-#define NODE_FACTS_AGE_S 300
+#define PARTITIONS_CACHED 256
+#define FACTS_AGE_S 300
+#define MERGED_GRES_MAX 4096
 
 static char *lower_copy(const char *text)
 {
@@ -17,98 +21,290 @@ static char *lower_copy(const char *text)
 }
 
 /*
- * Facts of a partition that need a walk over its nodes, kept until slurmctld's partition table changes (a node's
- * configuration only changes with it), since a submission should not walk thousands of nodes.
+ * What is known of a partition. Made once and never changed, strings and all; whoever uses it holds a reference, since
+ * another thread may put a newer one into the cache meanwhile.
  */
-typedef struct {
-	char name[64];
-	time_t last_update;
+struct partition_facts {
+	uint32_t references;
+	time_t last_update;		/* of slurmctld's partition table, when this was made */
 	time_t made;
-	uint32_t cpus_min;
-	uint32_t threads_max;
-	uint64_t memory_max_mb;
-} node_facts;
+	banking_partition plain;	/* its numbers alone, to compare */
+	banking_partition partition;
+	banking_node_shape shapes[BANKING_SHAPES_MAX];
+};
 
-static void walk_nodes(const part_record_t *part_ptr, node_facts *facts)
+static void release_facts(partition_facts *facts)
 {
-	int64_t first, last;
+	if (!facts || __atomic_sub_fetch(&facts->references, 1, __ATOMIC_ACQ_REL))
+		return;
+	for (uint32_t i = 0; i < facts->partition.shape_count; i++)
+		xfree(facts->shapes[i].gres);
+	xfree(facts->partition.name);
+	xfree(facts->partition.billing_weights);
+	xfree(facts);
+}
+
+static bool same_text(const char *one, const char *other)
+{
+	return (one && other) ? !strcmp(one, other) : (one == other);
+}
+
+/* --- nodes that are alike ---------------------------------------------------------------------------------------------- */
+
+/* Its GRES is the node's own text if it has one, as in "scontrol show node": the types that gres.conf names are in it. */
+static void shape_of_node(const node_record_t *node_ptr, banking_node_shape *shape)
+{
+	const config_record_t *config_ptr = node_ptr->config_ptr;
+	const char *gres = node_ptr->gres ? node_ptr->gres : config_ptr->gres;
+
+	memset(shape, 0, sizeof(*shape));
+	shape->count = 1;
+	shape->cpus = config_ptr->cpus;
+	shape->sockets = config_ptr->tot_sockets;
+	shape->cores = config_ptr->cores;
+	shape->threads = config_ptr->threads;
+	shape->core_spec = node_ptr->core_spec_cnt;
+	shape->memory_mb = config_ptr->real_memory;
+	shape->memory_spec_mb = config_ptr->mem_spec_limit;
+	shape->gres = (gres && gres[0]) ? gres : NULL;
+}
+
+static bool same_shape(const banking_node_shape *one, const banking_node_shape *other)
+{
+	return (one->cpus == other->cpus) && (one->sockets == other->sockets) && (one->cores == other->cores) &&
+	       (one->threads == other->threads) && (one->core_spec == other->core_spec) &&
+	       (one->memory_mb == other->memory_mb) && (one->memory_spec_mb == other->memory_spec_mb) &&
+	       same_text(one->gres, other->gres);
+}
+
+/*
+ * One shape that has as much of everything as either: what an estimate takes from it is never too little. Different GRES
+ * are put one behind the other, so that it seems to have all of them.
+ */
+static void merge_shape(banking_node_shape *into, const banking_node_shape *other)
+{
+	into->count += other->count;
+	into->cpus = MAX(into->cpus, other->cpus);
+	into->sockets = MAX(into->sockets, other->sockets);
+	into->cores = MAX(into->cores, other->cores);
+	into->threads = MAX(into->threads, other->threads);
+	into->core_spec = MIN(into->core_spec, other->core_spec);
+	into->memory_mb = MAX(into->memory_mb, other->memory_mb);
+	into->memory_spec_mb = MIN(into->memory_spec_mb, other->memory_spec_mb);
+	if (other->gres && (!into->gres || !strstr(into->gres, other->gres))) {
+		char *both = (char *) into->gres;
+
+		if (!both || (strlen(both) + strlen(other->gres) < MERGED_GRES_MAX))
+			xstrfmtcat(both, "%s%s", both ? "," : "", other->gres);
+		into->gres = both;
+	}
+}
+
+static void add_shape(partition_facts *facts, const banking_node_shape *shape, uint32_t *last)
+{
+	uint32_t count = facts->partition.shape_count;
+	banking_node_shape *shapes = facts->shapes;
+
+	if ((*last < count) && same_shape(&shapes[*last], shape)) {	/* most often */
+		shapes[*last].count++;
+		return;
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		if (same_shape(&shapes[i], shape)) {
+			shapes[i].count++;
+			*last = i;
+			return;
+		}
+	}
+	if (count == BANKING_SHAPES_MAX) {
+		merge_shape(&shapes[count - 1], shape);
+		return;
+	}
+	shapes[count] = *shape;
+	shapes[count].gres = xstrdup(shape->gres);
+	*last = count;
+	facts->partition.shape_count++;
+}
+
+static void walk_nodes(const part_record_t *part_ptr, partition_facts *facts)
+{
+	int64_t first, end;
+	uint32_t last = 0;
 
 	if (!part_ptr->node_bitmap || ((first = bit_ffs(part_ptr->node_bitmap)) < 0))
 		return;
-	last = bit_fls(part_ptr->node_bitmap);
-	for (int64_t i = first; (i <= last) && (i < node_record_count); i++) {
+	end = bit_fls(part_ptr->node_bitmap);
+	for (int64_t i = first; (i <= end) && (i < node_record_count); i++) {
 		const node_record_t *node_ptr;
-		const config_record_t *config_ptr;
+		banking_node_shape shape;
 
 		if (!bit_test(part_ptr->node_bitmap, i))
 			continue;
 		node_ptr = BANKING_NODE(i);
-		if (!node_ptr || !(config_ptr = node_ptr->config_ptr))
+		if (!node_ptr || !node_ptr->config_ptr)
 			continue;
-		if (!facts->cpus_min || (config_ptr->cpus < facts->cpus_min))
-			facts->cpus_min = config_ptr->cpus;
-		if (config_ptr->threads > facts->threads_max)
-			facts->threads_max = config_ptr->threads;
-		if (config_ptr->real_memory > facts->memory_max_mb)
-			facts->memory_max_mb = config_ptr->real_memory;
+		shape_of_node(node_ptr, &shape);
+		add_shape(facts, &shape, &last);
 	}
 }
 
-static node_facts facts_of_nodes(const part_record_t *part_ptr)
+/* --- a partition ------------------------------------------------------------------------------------------------------- */
+
+/* What select hands out there (as cons_tres' _setup_cr_type). */
+static void decode_select(const part_record_t *part_ptr, banking_partition *partition)
 {
-	static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-	static node_facts cache[NODE_FACTS_CACHED];
-	static unsigned int next = 0;
-	node_facts facts = { .last_update = last_part_update, .made = time(NULL) };
-	node_facts *slot = NULL;
-	bool cacheable = strlen(part_ptr->name) < sizeof(facts.name);
+	uint32_t type = slurm_conf.select_type_param;
 
-	pthread_mutex_lock(&mutex);
-	for (unsigned int i = 0; cacheable && !slot && (i < NODE_FACTS_CACHED); i++) {
-		if (!strcmp(cache[i].name, part_ptr->name))
-			slot = &cache[i];
-	}
-	if (slot && (slot->last_update == facts.last_update) && (facts.made - slot->made < NODE_FACTS_AGE_S) &&
-	    (facts.made >= slot->made)) {
-		facts = *slot;
-	} else {
-		walk_nodes(part_ptr, &facts);
-		if (cacheable) {
-			strcpy(facts.name, part_ptr->name);
-			if (!slot)
-				slot = &cache[next++ % NODE_FACTS_CACHED];
-			*slot = facts;
-		}
-	}
-	pthread_mutex_unlock(&mutex);
-	return facts;
-}
-
-static void decode_partition(char *name, const part_record_t *part_ptr, banking_partition *partition)
-{
-	node_facts facts;
-
-	memset(partition, 0, sizeof(*partition));
-	partition->name = name;
-	if (!part_ptr)
+	partition->one_task_per_core = (type & BANKING_CR_ONE_TASK_PER_CORE) ? 1 : 0;
+	if (banking_select_linear()) {
+		partition->unit = BANKING_UNIT_NODE;
+		partition->memory_tracked = (type & BANKING_CR_MEMORY) ? 1 : 0;
 		return;
-	facts = facts_of_nodes(part_ptr);
+	}
+	if (part_ptr->cr_type && (type & (BANKING_CR_SOCKET | BANKING_CR_CORE)))
+		type = (type & ~(uint32_t) (BANKING_CR_SOCKET | BANKING_CR_CORE | BANKING_CR_MEMORY)) |
+		       part_ptr->cr_type;
+	if (type & BANKING_CR_SOCKET)
+		partition->unit = BANKING_UNIT_SOCKET;
+	else if ((type & BANKING_CR_CPU) && !(type & BANKING_CR_CORE))
+		partition->unit = BANKING_UNIT_CPU;
+	else
+		partition->unit = BANKING_UNIT_CORE;
+	partition->memory_tracked = (type & BANKING_CR_MEMORY) ? 1 : 0;
+}
+
+static int is_default_of_type(void *element, void *type)
+{
+	return ((job_defaults_t *) element)->type == *(uint16_t *) type;
+}
+
+/* JobDefaults: the partition's, else the cluster's. */
+static uint64_t job_default(const part_record_t *part_ptr, uint16_t type)
+{
+	banking_list lists[] = { part_ptr->job_defaults_list, slurm_conf.job_defaults_list };
+
+	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
+		job_defaults_t *found = lists[i] ? list_find_first(lists[i], is_default_of_type, &type) : NULL;
+
+		if (found)
+			return found->value;
+	}
+	return NO_VAL64;
+}
+
+/* All that is no text and needs no walk over the nodes. */
+static void decode_numbers(const part_record_t *part_ptr, banking_partition *partition)
+{
+	memset(partition, 0, sizeof(*partition));
 	partition->found = 1;
 	partition->default_time_min = part_ptr->default_time;
 	partition->max_time_min = part_ptr->max_time;
-	partition->exclusive = (part_ptr->max_share == 0) ||
-			       (slurm_conf.select_type && strstr(slurm_conf.select_type, "linear"));
-	partition->node_cpus_max = part_ptr->max_cpu_cnt;
-	partition->node_cpus_min = facts.cpus_min;
+	partition->exclusive = (part_ptr->max_share == 0) || banking_select_linear();
 	partition->max_cpus_per_node = part_ptr->max_cpus_per_node;
-	partition->threads_per_core_max = facts.threads_max;
+	partition->max_nodes = part_ptr->max_nodes;
 	partition->total_cpus = part_ptr->total_cpus;
 	partition->total_nodes = part_ptr->total_nodes;
+	decode_select(part_ptr, partition);
 	partition->def_mem_per_cpu =
 		part_ptr->def_mem_per_cpu ? part_ptr->def_mem_per_cpu : slurm_conf.def_mem_per_cpu;
 	partition->max_mem_per_cpu =
 		part_ptr->max_mem_per_cpu ? part_ptr->max_mem_per_cpu : slurm_conf.max_mem_per_cpu;
-	partition->node_memory_max_mb = facts.memory_max_mb;
+	partition->def_cpu_per_gpu = job_default(part_ptr, JOB_DEF_CPU_PER_GPU);
+	partition->def_mem_per_gpu = job_default(part_ptr, JOB_DEF_MEM_PER_GPU);
+	partition->billing_max = (slurm_conf.priority_flags & PRIORITY_FLAGS_MAX_TRES) ? 1 : 0;
+}
+
+static const char *weights_of(const part_record_t *part_ptr)
+{
+	/* a text that Slurm itself could not read leaves no weights */
+	return (part_ptr->billing_weights && part_ptr->billing_weights_str) ? part_ptr->billing_weights_str : NULL;
+}
+
+/* Differs from all others that any thread of this process, or a copy of this plugin loaded earlier, has given. */
+static uint64_t next_generation(void)
+{
+	static uint64_t generation = 0;
+	struct timespec now;
+
+	if (!generation) {
+		clock_gettime(CLOCK_REALTIME, &now);
+		generation = (uint64_t) now.tv_sec * 1000000000u + (uint64_t) now.tv_nsec;
+	}
+	return ++generation;
+}
+
+static partition_facts *make_facts(const part_record_t *part_ptr, const banking_partition *plain, time_t now)
+{
+	partition_facts *facts = xmalloc(sizeof(*facts));
+
+	facts->references = 1;
+	facts->last_update = last_part_update;
+	facts->made = now;
+	memcpy(&facts->plain, plain, sizeof(facts->plain));
+	memcpy(&facts->partition, plain, sizeof(facts->partition));
+	facts->partition.generation = next_generation();
+	facts->partition.name = xstrdup(part_ptr->name);
+	facts->partition.billing_weights = xstrdup(weights_of(part_ptr));
+	facts->partition.shapes = facts->shapes;
+	walk_nodes(part_ptr, facts);
+	return facts;
+}
+
+/*
+ * The table's time has whole seconds: what was made in the second of a change may not have seen all of it. A node's
+ * configuration may change without the table; that is seen when the facts are too old.
+ */
+static bool still_true(const partition_facts *facts, const part_record_t *part_ptr, const banking_partition *plain,
+		       time_t now)
+{
+	return (facts->last_update == last_part_update) && (facts->made > last_part_update) && (now >= facts->made) &&
+	       (now - facts->made < FACTS_AGE_S) && !memcmp(&facts->plain, plain, sizeof(*plain)) &&
+	       same_text(facts->partition.billing_weights, weights_of(part_ptr));
+}
+
+/* From the cache, since a submission should not walk thousands of nodes. The caller releases what it gets. */
+static partition_facts *facts_of(const part_record_t *part_ptr)
+{
+	static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+	static partition_facts *cache[PARTITIONS_CACHED];
+	static unsigned int used = 0, next = 0;
+	partition_facts *facts = NULL;
+	banking_partition plain;
+	time_t now = time(NULL);
+	unsigned int slot = 0;
+
+	decode_numbers(part_ptr, &plain);
+	pthread_mutex_lock(&mutex);
+	while ((slot < used) && strcmp(cache[slot]->partition.name, part_ptr->name))
+		slot++;
+	if ((slot < used) && still_true(cache[slot], part_ptr, &plain, now)) {
+		facts = cache[slot];
+	} else {
+		facts = make_facts(part_ptr, &plain, now);
+		if ((slot == used) && (used < PARTITIONS_CACHED))
+			used++;
+		else if (slot == used)
+			slot = next++ % PARTITIONS_CACHED;
+		release_facts(cache[slot]);
+		cache[slot] = facts;
+	}
+	__atomic_add_fetch(&facts->references, 1, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&mutex);
+	return facts;
+}
+
+static partition_facts *decode_partition(char *name, const part_record_t *part_ptr, banking_partition *partition)
+{
+	partition_facts *facts;
+
+	if (!part_ptr) {
+		memset(partition, 0, sizeof(*partition));
+		partition->name = name;
+		return NULL;
+	}
+	facts = facts_of(part_ptr);
+	*partition = facts->partition;
+	return facts;
 }
 
 /* Without a partition: the reservation's, else the default one (as Slurm's _get_job_parts). */
@@ -125,27 +321,32 @@ static void decode_partitions(const char *names, const char *reservation, decode
 			      banking_submission *submission)
 {
 	banking_partition *partitions = owned->few;
+	partition_facts **facts = owned->few_facts;
 	uint32_t count = 0, most = 1;
 	char *save = NULL;
 
 	submission->partitions = partitions;
 	submission->partition_count = 1;
+	owned->facts_count = 1;
 	if (!names || !names[0]) {
 		part_record_t *part_ptr = partition_when_none_asked(reservation);
 
-		decode_partition(part_ptr ? part_ptr->name : "", part_ptr, partitions);
+		facts[0] = decode_partition("", part_ptr, partitions);
 		return;
 	}
 	for (const char *c = names; *c; c++)
 		most += (*c == ',');
 	if (most > PARTITIONS_MAX)
 		most = PARTITIONS_MAX;
-	if (most > BANKING_FEW_PARTITIONS)
+	if (most > BANKING_FEW_PARTITIONS) {
 		partitions = owned->many = xcalloc(most, sizeof(banking_partition));
+		facts = owned->many_facts = xcalloc(most, sizeof(partition_facts *));
+	}
 	owned->partition_names = xstrdup(names);
 	for (char *name = strtok_r(owned->partition_names, ",", &save); name && (count < most);
-	     name = strtok_r(NULL, ",", &save))
-		decode_partition(name, find_part_record(name), &partitions[count++]);
+	     name = strtok_r(NULL, ",", &save), count++)
+		facts[count] = decode_partition(name, find_part_record(name), &partitions[count]);
+	owned->facts_count = count;
 	if (!count)
 		decode_partition("", NULL, &partitions[count++]);
 	submission->partitions = partitions;
@@ -251,6 +452,7 @@ extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_ui
 	submission->name = job_desc->name;
 	submission->submit_user_id = submit_uid;
 	submission->job_user_id = job_desc->user_id;
+	submission->room = room_in_job_table();
 	submission->time_limit_min = job_desc->time_limit;
 	submission->time_min_min = job_desc->time_min;
 	submission->min_cpus = job_desc->min_cpus;
@@ -261,11 +463,16 @@ extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_ui
 	submission->het_job_offset = job_desc->het_job_offset;
 	submission->cpus_per_task = job_desc->cpus_per_task;
 	submission->ntasks_per_node = job_desc->ntasks_per_node;
+	submission->ntasks_per_socket = job_desc->ntasks_per_socket;
+	submission->ntasks_per_core = job_desc->ntasks_per_core;
 	submission->ntasks_per_tres = job_desc->ntasks_per_tres;
+	submission->sockets_per_node = job_desc->sockets_per_node;
+	submission->cores_per_socket = job_desc->cores_per_socket;
 	submission->pn_min_cpus = job_desc->pn_min_cpus;
 	submission->shared = job_desc->shared;
 	submission->threads_per_core = job_desc->threads_per_core;
-	submission->core_spec = job_desc->core_spec;
+	/* Slurm forgets it unless AllowSpecResourcesUsage is on */
+	submission->core_spec = (slurm_conf.conf_flags & CTL_CONF_ASRU) ? job_desc->core_spec : NO_VAL16;
 	submission->overcommit = job_desc->overcommit;
 	submission->pn_min_memory = job_desc->pn_min_memory;
 	submission->tres_per_job = job_desc->tres_per_job;
@@ -288,7 +495,9 @@ extern bool update_could_cost(const job_desc_msg_t *job_desc)
 	       (job_desc->min_cpus != NO_VAL) || (job_desc->max_cpus != NO_VAL) ||
 	       (job_desc->min_nodes != NO_VAL) || (job_desc->max_nodes != NO_VAL) ||
 	       (job_desc->num_tasks != NO_VAL) || (job_desc->cpus_per_task != NO_VAL16) ||
-	       (job_desc->ntasks_per_node != NO_VAL16) || (job_desc->ntasks_per_tres != NO_VAL16) ||
+	       (job_desc->ntasks_per_node != NO_VAL16) || (job_desc->ntasks_per_socket != NO_VAL16) ||
+	       (job_desc->ntasks_per_core != NO_VAL16) || (job_desc->ntasks_per_tres != NO_VAL16) ||
+	       (job_desc->sockets_per_node != NO_VAL16) || (job_desc->cores_per_socket != NO_VAL16) ||
 	       (job_desc->pn_min_cpus != NO_VAL16) || (job_desc->shared != NO_VAL16) ||
 	       (job_desc->threads_per_core != NO_VAL16) || (job_desc->core_spec != NO_VAL16) ||
 	       (job_desc->overcommit != NO_VAL8) || (job_desc->pn_min_memory != NO_VAL64);
@@ -333,13 +542,26 @@ static uint16_t sharing_of_record(const struct job_details *details)
 	return (details->share_res == 1) ? 1 : NO_VAL16;
 }
 
+/* Sockets, cores and threads; what they are not asked for is NO_VAL16 or INFINITE16 in both. */
+static void overlay_layout(const job_desc_msg_t *job_desc, const struct job_details *details,
+			   banking_submission *wanted)
+{
+	static const multi_core_data_t none = {
+		.sockets_per_node = NO_VAL16, .cores_per_socket = NO_VAL16, .threads_per_core = NO_VAL16,
+		.ntasks_per_socket = NO_VAL16, .ntasks_per_core = NO_VAL16,
+	};
+	const multi_core_data_t *current = (details && details->mc_ptr) ? details->mc_ptr : &none;
+
+	wanted->ntasks_per_socket = OVERLAY(job_desc->ntasks_per_socket, NO_VAL16, current->ntasks_per_socket);
+	wanted->ntasks_per_core = OVERLAY(job_desc->ntasks_per_core, NO_VAL16, current->ntasks_per_core);
+	wanted->sockets_per_node = OVERLAY(job_desc->sockets_per_node, NO_VAL16, current->sockets_per_node);
+	wanted->cores_per_socket = OVERLAY(job_desc->cores_per_socket, NO_VAL16, current->cores_per_socket);
+	wanted->threads_per_core = OVERLAY(job_desc->threads_per_core, NO_VAL16, current->threads_per_core);
+}
+
 static void overlay_details(const job_desc_msg_t *job_desc, const struct job_details *details,
 			    banking_submission *wanted)
 {
-	uint16_t threads = NO_VAL16;
-
-	if (details->mc_ptr && (details->mc_ptr->threads_per_core != INFINITE16))
-		threads = details->mc_ptr->threads_per_core;
 	wanted->min_cpus = OVERLAY(job_desc->min_cpus, NO_VAL, details->min_cpus);
 	wanted->max_cpus = OVERLAY(job_desc->max_cpus, NO_VAL, details->max_cpus);
 	wanted->min_nodes = at_least_required_nodes(OVERLAY(job_desc->min_nodes, NO_VAL, details->min_nodes),
@@ -352,7 +574,6 @@ static void overlay_details(const job_desc_msg_t *job_desc, const struct job_det
 	wanted->pn_min_cpus = OVERLAY(job_desc->pn_min_cpus, NO_VAL16,
 				      UNSET_IF_ZERO((uint16_t) details->pn_min_cpus, NO_VAL16));
 	wanted->shared = OVERLAY(job_desc->shared, NO_VAL16, sharing_of_record(details));
-	wanted->threads_per_core = OVERLAY(job_desc->threads_per_core, NO_VAL16, threads);
 	wanted->core_spec = OVERLAY(job_desc->core_spec, NO_VAL16, details->core_spec);
 	wanted->overcommit = OVERLAY(job_desc->overcommit, NO_VAL8, details->overcommit);
 	wanted->pn_min_memory = OVERLAY(job_desc->pn_min_memory, NO_VAL64, details->pn_min_memory);
@@ -364,6 +585,34 @@ static uint32_t tasks_of_record(const job_record_t *job_ptr)
 	if (job_ptr->array_recs && (job_ptr->array_task_id == NO_VAL) && job_ptr->array_recs->task_cnt)
 		return job_ptr->array_recs->task_cnt;
 	return 1;
+}
+
+static int count_tasks(void *record, void *count)
+{
+	*(uint64_t *) count += tasks_of_record(record);
+	return 0;
+}
+
+extern uint32_t room_in_job_table(void)
+{
+	static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+	static time_t counted_at = 0;
+	static uint64_t count = 0;
+	time_t now = time(NULL);
+	uint32_t room;
+
+	if (!job_list || !slurm_conf.max_job_cnt)
+		return NO_VAL;
+	pthread_mutex_lock(&mutex);
+	if (now != counted_at) {
+		count = 0;
+		banking_list_walk(job_list, count_tasks, &count);
+		counted_at = now;
+	}
+	/* the table is full with one less than its number */
+	room = (count + 1 >= slurm_conf.max_job_cnt) ? 0 : (uint32_t) (slurm_conf.max_job_cnt - 1 - count);
+	pthread_mutex_unlock(&mutex);
+	return room;
 }
 
 extern void decode_update(const job_desc_msg_t *job_desc, const job_record_t *job_ptr, uint32_t submit_uid,
@@ -382,10 +631,12 @@ extern void decode_update(const job_desc_msg_t *job_desc, const job_record_t *jo
 	update->job_state = job_ptr->job_state;
 	update->task_count = tasks_of_record(job_ptr);
 	update->total_cpus = IS_JOB_PENDING(job_ptr) ? 0 : job_ptr->total_cpus;
+	update->tres_alloc = owned->tres_alloc = IS_JOB_PENDING(job_ptr) ? NULL : banking_tres_alloc(job_ptr);
 	update->operator_caller = operator_caller;
 	update->submit_time = job_ptr->details ? job_ptr->details->submit_time : 0;
 	update->start_time = job_ptr->start_time;
 
+	wanted->room = NO_VAL;
 	wanted->admin_comment = job_ptr->admin_comment;
 	wanted->name = job_ptr->name;
 	wanted->submit_user_id = submit_uid;
@@ -395,9 +646,10 @@ extern void decode_update(const job_desc_msg_t *job_desc, const job_record_t *jo
 	wanted->het_job_offset = job_ptr->het_job_id ? job_ptr->het_job_offset : NO_VAL;
 	wanted->min_cpus = wanted->max_cpus = wanted->min_nodes = wanted->max_nodes = wanted->num_tasks = NO_VAL;
 	wanted->cpus_per_task = wanted->ntasks_per_node = wanted->ntasks_per_tres = wanted->pn_min_cpus = NO_VAL16;
-	wanted->shared = wanted->threads_per_core = wanted->core_spec = NO_VAL16;
+	wanted->shared = wanted->core_spec = NO_VAL16;
 	wanted->overcommit = NO_VAL8;
 	wanted->pn_min_memory = NO_VAL64;
+	overlay_layout(job_desc, job_ptr->details, wanted);
 	if (job_ptr->details)
 		overlay_details(job_desc, job_ptr->details, wanted);
 	wanted->tres_per_job = OVERLAY(job_desc->tres_per_job, NULL, job_ptr->tres_per_job);
@@ -420,6 +672,12 @@ extern void decode_update(const job_desc_msg_t *job_desc, const job_record_t *jo
 
 extern void decoded_job_free(decoded_job *owned)
 {
+	partition_facts **facts = owned->many_facts ? owned->many_facts : owned->few_facts;
+
+	for (uint32_t i = 0; i < owned->facts_count; i++)
+		release_facts(facts[i]);
+	xfree(owned->many_facts);
+	xfree(owned->tres_alloc);
 	xfree(owned->user_name);
 	xfree(owned->account);
 	xfree(owned->qos);

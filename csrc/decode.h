@@ -14,17 +14,29 @@
 
 #define BANKING_FEW_PARTITIONS 8
 
+typedef struct partition_facts partition_facts;
+
 typedef struct {
 	char *user_name;
 	char *account;
 	char *qos;
+	char *tres_alloc;
 	char *partition_names;		/* the comma list, cut at its commas */
 	banking_partition few[BANKING_FEW_PARTITIONS];
 	banking_partition *many;	/* in use if there are more than a few */
+	uint32_t facts_count;		/* references to the facts of as many partitions; NULL where there is no such one */
+	partition_facts *few_facts[BANKING_FEW_PARTITIONS];
+	partition_facts **many_facts;
 } decoded_job;
 
 extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_uid, decoded_job *owned,
 			      banking_submission *submission);
+
+/*
+ * How many more jobs and array tasks slurmctld takes; counted at most once a second. It refuses what has no room only
+ * after the plugin, and sbatch then tries again: what was set aside each time would add up.
+ */
+extern uint32_t room_in_job_table(void);
 
 /* Does this update set anything that the price depends on? */
 extern bool update_could_cost(const job_desc_msg_t *job_desc);

@@ -61,6 +61,8 @@ static int settle(const char *event, banking_reply *reply, bool may_reject, char
 	case BANKING_ACCEPTED:
 		append_line(err_msg, reply->message);
 		return SLURM_SUCCESS;
+	case BANKING_NO_ROOM:
+		return EAGAIN;
 	case BANKING_REFUSED:
 		append_line(err_msg, reply->message);
 		return ESLURM_ACCOUNTING_POLICY;

@@ -9,6 +9,7 @@
 
 #include "banking.h"
 #include "shim.h"
+#include "tres_alloc.h"
 
 const char plugin_name[] = "Slurm banking: what a run cost";
 const char plugin_type[] = "jobcomp/slurm_banking";
@@ -49,6 +50,18 @@ extern banking_list JOBCOMP_GET_JOBS(slurmdb_job_cond_t *job_cond)
 
 JOBCOMP_ARCHIVE_FUNCTION
 
+/* Did somebody with authority over Slurm end it, and not its user? */
+static bool cancelled_by_admin(const job_record_t *job_ptr)
+{
+	uint32_t requid = banking_requid(job_ptr);
+
+	if (((job_ptr->job_state & JOB_STATE_BASE) != JOB_CANCELLED) || (requid == BANKING_NOBODY) ||
+	    (requid == NO_VAL) || (requid == job_ptr->user_id))
+		return false;
+	return (requid == 0) || (requid == slurm_conf.slurm_user_id) || validate_operator(requid);
+}
+
+/* The caller frees run->tres_alloc. */
 static void decode_run(const job_record_t *job_ptr, banking_run *run)
 {
 	memset(run, 0, sizeof(*run));
@@ -62,8 +75,8 @@ static void decode_run(const job_record_t *job_ptr, banking_run *run)
 	run->name = job_ptr->name;
 	if (job_ptr->nodes && job_ptr->nodes[0]) {
 		run->nodes = job_ptr->nodes;
-		/* without nodes this would be left from an earlier run */
-		run->tres_alloc = job_ptr->tres_fmt_alloc_str;
+		/* at a resize Slurm tells before it changes anything: these are of the part that ended */
+		run->tres_alloc = banking_tres_alloc(job_ptr);
 		run->total_cpus = job_ptr->total_cpus;
 		run->node_count = job_ptr->node_cnt ? job_ptr->node_cnt : job_ptr->total_nodes;
 	}
@@ -84,6 +97,7 @@ static void decode_run(const job_record_t *job_ptr, banking_run *run)
 		run->time_limit_min = job_ptr->part_ptr->max_time;
 	run->exit_code = job_ptr->exit_code;
 	run->requeue = (job_ptr->job_state & (JOB_REQUEUE | JOB_REQUEUE_HOLD | JOB_SPECIAL_EXIT)) ? 1 : 0;
+	run->cancelled_by_admin = cancelled_by_admin(job_ptr) ? 1 : 0;
 	run->submit_time = job_ptr->details ? job_ptr->details->submit_time : 0;
 	run->start_time = job_ptr->start_time;
 	run->end_time = job_ptr->end_time;
@@ -102,6 +116,7 @@ static void tell(const char *event, void (*python)(const banking_run *, banking_
 	if (shim_attached()) {
 		decode_run(job_ptr, &run);
 		python(&run, &reply);
+		xfree(run.tres_alloc);
 	}
 	reply.message[sizeof(reply.message) - 1] = '\0';
 	if (reply.verdict == BANKING_UNDECIDED)

@@ -22,6 +22,8 @@
 #include "src/common/list.h"
 #include "src/common/log.h"
 #include "src/common/read_config.h"
+#include "src/common/slurm_protocol_api.h"
+#include "src/common/slurmdb_defs.h"
 #include "src/common/xmalloc.h"
 #include "src/common/xstring.h"
 #include "src/slurmctld/slurmctld.h"
@@ -64,6 +66,43 @@ typedef hostlist_t *banking_hostlist;
 #else
 typedef List banking_list;
 typedef hostlist_t banking_hostlist;
+#endif
+
+/* What select hands out: the bits stayed, their names did not. */
+#ifdef CR_CPU
+#define BANKING_CR_CPU CR_CPU
+#define BANKING_CR_SOCKET CR_SOCKET
+#define BANKING_CR_CORE CR_CORE
+#define BANKING_CR_MEMORY CR_MEMORY
+#define BANKING_CR_ONE_TASK_PER_CORE CR_ONE_TASK_PER_CORE
+#else
+#define BANKING_CR_CPU SELECT_CPU
+#define BANKING_CR_SOCKET SELECT_SOCKET
+#define BANKING_CR_CORE SELECT_CORE
+#define BANKING_CR_MEMORY SELECT_MEMORY
+#define BANKING_CR_ONE_TASK_PER_CORE SELECT_ONE_TASK_PER_CORE
+#endif
+
+/* select/cray_aries was linear unless told otherwise. */
+#ifdef CR_OTHER_CONS_TRES
+#define BANKING_CR_OTHER (CR_OTHER_CONS_RES | CR_OTHER_CONS_TRES)
+#else
+#define BANKING_CR_OTHER 0
+#endif
+#define banking_select_linear() \
+	(slurm_conf.select_type && \
+	 (strstr(slurm_conf.select_type, "linear") || \
+	  (strstr(slurm_conf.select_type, "cray") && !(slurm_conf.select_type_param & BANKING_CR_OTHER))))
+
+/* Who ended a job, where somebody did: -1 in whatever type it has is nobody. */
+#define BANKING_NOBODY ((uint32_t) -1)
+#define banking_requid(job_ptr) ((uint32_t) (job_ptr)->requid)
+
+/* A walk over a list that changes nothing. */
+#if BANKING_SINCE(21, 8)
+#define banking_list_walk list_for_each_ro
+#else
+#define banking_list_walk list_for_each
 #endif
 
 /* Names, parameters and number of jobcomp's functions. */

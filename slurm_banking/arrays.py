@@ -124,3 +124,37 @@ def _count(ranges: List[range]) -> int:
             total += seen.count(1)
         index = after
     return total
+
+
+#: A longer expression helps nobody.
+MAX_HINT_CHARS = 200
+
+
+def first_tasks(expression: str, count: int) -> Optional[str]:
+    """An expression of the first ``count`` tasks of ``expression``, its throttle kept; None: there is no short one."""
+    try:
+        spec = parse_array(expression)
+    except ValueError:
+        return None
+    ranges, left, last = [], count, -1
+    for piece in spec.ranges:
+        if not left:
+            break
+        if piece.start <= last:
+            return None  # they overlap: not worth untangling
+        taken = piece[:left]
+        left -= len(taken)
+        last = taken[-1]
+        ranges.append(_range_text(taken))
+        if len(ranges) * 2 > MAX_HINT_CHARS:
+            return None
+    text = ",".join(ranges)
+    if spec.throttle is not None:
+        text += f"%{spec.throttle}"
+    return text if text and not left and len(text) <= MAX_HINT_CHARS else None
+
+
+def _range_text(piece: range) -> str:
+    if len(piece) == 1:
+        return str(piece[0])
+    return f"{piece[0]}-{piece[-1]}" + (f":{piece.step}" if piece.step != 1 else "")

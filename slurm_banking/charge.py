@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run did cost: the CPUs that were allocated, for the time that Slurm's own tools count."""
+"""What a run did cost: the resources that were allocated, for the time that Slurm's own tools count."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Iterable, Optional, Tuple
 
-from slurm_banking.amounts import charge_csu
-from slurm_banking.prices import Price, PriceList
-from slurm_banking.records import Run
+from slurm_banking.amounts import EXACT, charge_csu
+from slurm_banking.prices import CANCELLED_BY_ADMIN, Price, PriceList
+from slurm_banking.records import Run, Segment
+from slurm_banking.tres import Tres
 
 
 def price_of(run: Run, prices: PriceList) -> Optional[Price]:
@@ -15,30 +17,52 @@ def price_of(run: Run, prices: PriceList) -> Optional[Price]:
     return prices.price(run.partition, run.qos)
 
 
-def charge(run: Run, price: Price) -> int:
+def charge(run: Run, price: Price, factor: Decimal = Decimal(1)) -> int:
     """The final cost in hundredths of an SU; 0 for a run that never started, never negative.
 
-    ``price`` is the one in force when the run started: the caller knows which price list that is.
+    ``price`` is the one in force when the run started: the caller knows which price list that is. ``factor``: the share
+    that its final state is charged. A run that was resized is the sum of its segments, rounded once.
     """
     if not run.started:
         return 0
-    return charge_csu(price.su, 1, cpu_seconds(run))
+    su_s = Decimal(0)
+    for segment in segments(run):
+        su_per_hour = price.su_per_hour(segment.tres)
+        su_s = EXACT.add(su_s, EXACT.multiply(su_per_hour, Decimal(segment.seconds)))
+    return charge_csu(EXACT.multiply(su_s, factor), 1, 1)
 
 
-def cpu_seconds(run: Run) -> int:
-    """CPUs times the seconds that each was allocated; a run that was resized had more or fewer of them for a while."""
-    if run.cpu_s is not None:
-        return max(0, run.cpu_s)
-    return max(0, run.cpus) * max(0, run.elapsed_s)
+def final_state(run: Run) -> str:
+    """The state that decides what share is charged: a cancellation by who made it."""
+    if run.state == "CANCELLED" and run.cancelled_by_admin:
+        return CANCELLED_BY_ADMIN
+    return run.state
 
 
-def cpu_seconds_of(segments: Iterable[Tuple[int, int]], cpus: int, elapsed_s: int) -> int:
-    """The same from the resizes of a run, each (CPUs until then, seconds that it had run by then), and from its end."""
-    total, until_s = 0, 0
-    for segment_cpus, segment_s in sorted(segments, key=lambda segment: segment[1]):
-        total += segment_cpus * max(0, segment_s - until_s)
-        until_s = max(until_s, segment_s)
-    return total + max(0, cpus) * max(0, elapsed_s - until_s)
+def allocated(run: Run) -> Tres:
+    """What the run had at its end; where only CPUs and nodes are known, those."""
+    return run.tres if run.tres.cpus else Tres(cpus=max(0, run.cpus), nodes=max(0, run.node_count))
+
+
+def segments(run: Run) -> Tuple[Segment, ...]:
+    """Its parts between resizes; of a run that never was resized, the whole."""
+    if run.segments:
+        return tuple(
+            Segment(tres=part.tres, seconds=max(0, part.seconds)) for part in run.segments
+        )
+    return (Segment(tres=allocated(run), seconds=max(0, run.elapsed_s)),)
+
+
+def segments_of(
+    resizes: Iterable[Tuple[Tres, int]], tres: Tres, elapsed_s: int
+) -> Tuple[Segment, ...]:
+    """The same from the resizes of a run, each (what it had until then, seconds that it had run by then), and its end."""
+    found, until_s = [], 0
+    for had, resized_s in sorted(resizes, key=lambda resize: resize[1]):
+        found.append(Segment(tres=had, seconds=max(0, resized_s - until_s)))
+        until_s = max(until_s, resized_s)
+    found.append(Segment(tres=tres, seconds=max(0, elapsed_s - until_s)))
+    return tuple(found)
 
 
 def elapsed_s(

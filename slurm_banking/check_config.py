@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``slurm-banking check-config``: every mistake in bank-config.toml and around it, or what is in force.
 
-Made to be run as root on the controller; anybody else learns what they may see. Changes nothing, asks no bank.
+Made to be run as root on the controller; anybody else learns what they may see. Changes nothing and asks no bank; Slurm
+is asked only whether it tracks what is priced, and only if more than CPUs is.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ import json
 import os
 import pwd
 import re
+import shutil
 import stat
 import sys
+import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, List, Mapping, Optional, Sequence, TextIO, Tuple
+from functools import partial
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, TextIO, Tuple
 
 from slurm_banking import state_dir
 from slurm_banking.config import (
+    DATED,
+    DATED_FROM,
     DEFAULT_PATH,
     SECTIONS,
     Config,
@@ -26,8 +33,14 @@ from slurm_banking.config import (
     read_token,
     token_file_problem,
 )
-from slurm_banking.errors import ConfigError
-from slurm_banking.prices import plain
+from slurm_banking.errors import ConfigError, SlurmUnavailable
+from slurm_banking.prices import PriceList, plain
+from slurm_banking.slurm import commands
+from slurm_banking.slurm.commands import Runner
+from slurm_banking.tres import UNTYPED
+
+#: A slurmctld that is there answers at once; this is no reason to wait for one that is not.
+SLURM_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,11 @@ class Report:
     config: Optional[Config] = None  #: None: the file itself has mistakes
 
 
-def check(path: str, *, slurm_user: Optional[str] = None) -> Report:
-    """``slurm_user``: a name; None: SlurmUser of the slurm.conf beside ``path``, of /etc/slurm, else "slurm"."""
+def check(path: str, *, slurm_user: Optional[str] = None, run: Optional[Runner] = None) -> Report:
+    """``slurm_user``: a name; None: SlurmUser of the slurm.conf beside ``path``, of /etc/slurm, else "slurm".
+
+    ``run``: what runs Slurm's commands; None: this host's, if it has them.
+    """
     name = slurm_user or _slurm_user(path)
     try:
         config = load(path, in_slurmctld=False)
@@ -58,6 +74,7 @@ def check(path: str, *, slurm_user: Optional[str] = None) -> Report:
         _check_state_dir(config, uid, problems, warnings)
         _check_relay(config, uid, problems, warnings)
     _check_users(config, warnings)
+    _check_slurm(config, run or _scontrol(path), warnings)
     return Report(
         path=path,
         problems=tuple(problems),
@@ -73,23 +90,28 @@ def main(
     as_json: bool = False,
     slurm_user: Optional[str] = None,
     out: Optional[TextIO] = None,
+    run: Optional[Runner] = None,
+    now_s: Optional[int] = None,
 ) -> int:
     """Print the report; 0 when there is no mistake (there may be warnings), 1 otherwise."""
     out = out or sys.stdout
-    report = check(path, slurm_user=slurm_user)
+    now_s = int(time.time()) if now_s is None else now_s
+    report = check(path, slurm_user=slurm_user, run=run)
     if as_json:
-        json.dump(_as_json(report), out, indent=2)
+        json.dump(_as_json(report, now_s), out, indent=2)
         out.write("\n")
     else:
-        out.write("\n".join(_as_text(report)) + "\n")
+        out.write("\n".join(_as_text(report, now_s)) + "\n")
     return 1 if report.problems else 0
 
 
+def _slurm_conf(path: str) -> str:
+    """Where slurm.conf would be beside ``path``."""
+    return os.path.join(os.path.dirname(os.path.abspath(path)), "slurm.conf")
+
+
 def _slurm_user(path: str) -> str:
-    for candidate in (
-        os.path.join(os.path.dirname(os.path.abspath(path)), "slurm.conf"),
-        "/etc/slurm/slurm.conf",
-    ):
+    for candidate in (_slurm_conf(path), "/etc/slurm/slurm.conf"):
         try:
             with open(candidate, encoding="utf-8", errors="replace") as file:
                 found = re.search(
@@ -235,6 +257,106 @@ def _check_users(config: Config, warnings: List[str]) -> None:
                 )
 
 
+def _scontrol(path: str) -> Optional[Runner]:
+    """None: this host has no scontrol."""
+    if shutil.which("scontrol") is None:
+        return None
+    beside = _slurm_conf(path)
+    extra = {"SLURM_CONF": beside} if os.path.exists(beside) else None
+    return partial(commands.run, timeout_s=SLURM_TIMEOUT_S, extra_env=extra)
+
+
+def _check_slurm(config: Config, run: Optional[Runner], warnings: List[str]) -> None:
+    """Does Slurm track what is priced, now or later? What it does not tell of a run cannot be charged."""
+    priced = [
+        (name, rates)
+        for prices in (config.prices, *(prices for _, prices in config.dated_prices))
+        for name, rates in prices.partitions.items()
+        if not rates.cpu_only
+    ]
+    if run is None or not priced:
+        return
+    where = f"{config.path}: [PartitionPrice]"
+    try:
+        slurm = _Tracked.ask(run)
+    except SlurmUnavailable as error:
+        warnings.append(f"{where} whether Slurm tracks what is priced was not looked at: {error}")
+        return
+
+    def told(names: Iterable[str], text: str) -> None:
+        found = ", ".join(dict.fromkeys(names))
+        if found:
+            warnings.append(f"{where} {found}: {text}")
+
+    if "gres/gpu" not in slurm.tres:
+        told(
+            (name for name, rates in priced if any(rates.gpu.values())),
+            "GPUs are priced, but AccountingStorageTRES has no gres/gpu: Slurm does not count them all, and what it "
+            "does not count costs nothing",
+        )
+    for kind in sorted({kind for _, rates in priced for kind in rates.gpu} - {UNTYPED}):
+        if f"gres/gpu:{kind}" not in slurm.tres:
+            told(
+                (name for name, rates in priced if kind in rates.gpu),
+                f'"gpu:{kind}" is priced, but AccountingStorageTRES has no gres/gpu:{kind}: Slurm does not tell this '
+                "type, and such GPUs cost the price of gpu, or without one that of the dearest type",
+            )
+    told(
+        (name for name, rates in priced if rates.billing and slurm.without_weights(name)),
+        "billing is priced, but there are no TRESBillingWeights: Slurm's billing is the number of CPUs there",
+    )
+    told(
+        (name for name, rates in priced if rates.mem_gb and slurm.without_memory(name)),
+        "mem_gb is priced, but SelectTypeParameters does not track memory (CR_Core_Memory and the like do): Slurm "
+        "allocates none, and it costs nothing",
+    )
+
+
+@dataclass(frozen=True)
+class _Tracked:
+    """What of slurm.conf decides what Slurm can tell of a run."""
+
+    tres: Set[str]  #: AccountingStorageTRES, in lower case
+    select: str  #: the cluster's SelectTypeParameters, in lower case
+    partition_select: Mapping[str, str]  #: the partition's own; "none"
+    weighted: Mapping[str, bool]  #: has TRESBillingWeights
+
+    @classmethod
+    def ask(cls, run: Runner) -> _Tracked:
+        """:raises SlurmUnavailable: slurmctld does not answer, or not as expected."""
+        found = dict(
+            re.findall(
+                r"^(AccountingStorageTRES|SelectTypeParameters)\s*=\s*(\S+)",
+                run(["scontrol", "show", "config"]),
+                re.MULTILINE,
+            )
+        )
+        select: Dict[str, str] = {}
+        weighted: Dict[str, bool] = {}
+        for line in run(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines():
+            cells = dict(cell.partition("=")[::2] for cell in line.split())
+            if "PartitionName" in cells:
+                select[cells["PartitionName"]] = cells.get("SelectTypeParameters", "NONE").lower()
+                weighted[cells["PartitionName"]] = "TRESBillingWeights" in cells
+        if "AccountingStorageTRES" not in found:
+            raise SlurmUnavailable("scontrol show config: unexpected answer")
+        return cls(
+            tres=set(found["AccountingStorageTRES"].lower().split(",")),
+            select=found.get("SelectTypeParameters", "NONE").lower(),
+            partition_select=select,
+            weighted=weighted,
+        )
+
+    def without_weights(self, partition: str) -> bool:
+        return not self.weighted.get(partition, True)
+
+    def without_memory(self, partition: str) -> bool:
+        """A partition's own parameters replace the cluster's, memory included, where those name cores or sockets."""
+        own = self.partition_select.get(partition, "none")
+        takes_own = "cr_core" in self.select or "cr_socket" in self.select
+        return "memory" not in (own if own != "none" and takes_own else self.select)
+
+
 def in_force(config: Config) -> Mapping[str, Any]:
     """Every key with the value in force, the defaults included; never the token."""
     tree: dict[str, Any] = {}
@@ -243,12 +365,11 @@ def in_force(config: Config) -> Mapping[str, Any]:
         if values.pop("token", None) is not None:
             values["token"] = "(in this file)"
         tree[section] = {key: _plain(value) for key, value in values.items() if value is not None}
-    tree["PartitionPrice"] = {
-        name: plain(number) for name, number in config.prices.partition_su.items()
-    }
-    tree["QosMultiplier"] = {
-        name: plain(number) for name, number in config.prices.qos_multiplier.items()
-    }
+    tree.update(config.prices.tables())
+    tree[DATED] = [
+        {DATED_FROM: _moment(from_s), "price_version": prices.version, **prices.tables()}
+        for from_s, prices in config.dated_prices
+    ]
     return tree
 
 
@@ -260,38 +381,78 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _as_json(report: Report) -> Mapping[str, Any]:
+def _moment(at_s: int) -> str:
+    """In the time zone of this host, as the file has it where it names no other."""
+    return datetime.fromtimestamp(at_s).astimezone().isoformat()
+
+
+def _prices_since(config: Config, now_s: int) -> Optional[int]:
+    """Since when the price list that is in force now is; None: it is the one at the top of the file."""
+    return max((from_s for from_s, _ in config.dated_prices if from_s <= now_s), default=None)
+
+
+def _as_json(report: Report, now_s: int) -> Mapping[str, Any]:
+    config = report.config
+    since = _prices_since(config, now_s) if config else None
     return {
         "file": report.path,
         "ok": not report.problems,
         "problems": list(report.problems),
         "warnings": list(report.warnings),
         "slurm_user": report.slurm_user,
-        "price_version": report.config.price_version if report.config else None,
-        "in_force": in_force(report.config) if report.config else None,
+        "price_version": config.prices_at(now_s).version if config else None,
+        "prices_from": None if since is None else _moment(since),
+        "in_force": in_force(config) if config else None,
     }
 
 
-def _as_text(report: Report) -> Sequence[str]:
+def _as_text(report: Report, now_s: int) -> Sequence[str]:
+    config = report.config
     lines = [f"error: {problem}" for problem in report.problems]
     lines += [f"warning: {warning}" for warning in report.warnings]
-    if report.problems or report.config is None:
+    if report.problems or config is None:
         count = len(report.problems)
         return [*lines, f"{report.path}: {count} mistake{'' if count == 1 else 's'}"]
-    for section, values in in_force(report.config).items():
+    for section, values in in_force(config).items():
+        if section == DATED:
+            continue
         lines.append(f"[{section}]")
-        lines += [f"  {key} = {_shown(value)}" for key, value in values.items()]
+        lines += [f"  {_key(key)} = {_shown(value)}" for key, value in values.items()]
+    prices = config.prices_at(now_s)
+    for from_s, dated in config.dated_prices:
+        lines += _list_as_text(from_s, dated, in_force_now=dated is prices)
+    since = _prices_since(config, now_s)
     lines.append(
-        f"{report.path}: no mistakes; {len(report.config.prices.partition_su)} partitions priced, "
-        f"price version {report.config.price_version}, SlurmUser {report.slurm_user}"
+        f"{report.path}: no mistakes; {len(prices.partitions)} partitions priced, "
+        f"price version {prices.version}{f' (the list from {_moment(since)})' if since is not None else ''}, "
+        f"SlurmUser {report.slurm_user}"
     )
+    return lines
+
+
+def _list_as_text(from_s: int, prices: PriceList, *, in_force_now: bool) -> Sequence[str]:
+    now = ", in force now" if in_force_now else ""
+    lines = [
+        f"[[{DATED}]]",
+        f"  {DATED_FROM} = {_moment(from_s)}  # price version {prices.version}{now}",
+    ]
+    for section, values in prices.tables().items():
+        lines.append(f"  [{DATED}.{section}]")
+        lines += [f"    {_key(key)} = {_shown(value)}" for key, value in values.items()]
     return lines
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Mapping):
+        cells = (f"{_key(key)} = {_shown(cell)}" for key, cell in value.items())
+        return "{ " + ", ".join(cells) + " }"
     return json.dumps(value, ensure_ascii=False)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def _name(uid: int) -> str:

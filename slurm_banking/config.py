@@ -17,13 +17,27 @@ import stat
 import string
 import sys
 import threading
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from slurm_banking.errors import ConfigError
-from slurm_banking.prices import PriceList
+from slurm_banking.prices import CANCELLED_BY_ADMIN, COMBINE, PriceList, Rates
 from slurm_banking.records import Mode
+from slurm_banking.tres import UNTYPED
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -208,12 +222,11 @@ def _contact(value: Any) -> str:
     return value.strip()
 
 
-#: Ten places and seven digits: products of a price and a multiplier stay exact, and no exponent can blow up.
-_PLACES = Decimal("1e-10")
-
-
-def _number(most: int, unit: str) -> Reader:
-    expected = f"expected {unit}: a number from 0 to {most:,} with at most ten decimal places"
+def _number(most: int, unit: str, *, places: int = 10) -> Reader:
+    """Few places and few digits: products of prices, factors and counts stay exact, and no exponent can blow up."""
+    word = {2: "two", 10: "ten"}[places]
+    expected = f"expected {unit}: a number from 0 to {most:,} with at most {word} decimal places"
+    finest = Decimal(1).scaleb(-places)
 
     def read(value: Any) -> Decimal:
         if isinstance(value, str) and re.fullmatch(r"\s*\+?[0-9]{1,20}(\.[0-9]{1,20})?\s*", value):
@@ -221,20 +234,69 @@ def _number(most: int, unit: str) -> Reader:
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
             raise _Wrong(expected)
         number = Decimal(value)
-        if not number.is_finite() or not 0 <= number <= most or number != number.quantize(_PLACES):
+        if not number.is_finite() or not 0 <= number <= most or number != number.quantize(finest):
             raise _Wrong(expected)
         number = abs(number)
         exponent = number.as_tuple().exponent
         if isinstance(exponent, int) and (exponent > 0 or exponent < -10):
-            number = number.quantize(_PLACES).normalize()
+            number = number.quantize(finest).normalize()
             number = number if number != number.to_integral_value() else Decimal(int(number))
         return number
 
     return read
 
 
-_price = _number(1_000_000, "SU per CPU-hour")
+def _price(unit: str) -> Reader:
+    return _number(1_000_000, f"SU per {unit}")
+
+
+_cpu_price = _price("CPU-hour")
+_any_gpu_price = _price("GPU-hour")
+
+
+def _gpu_price(value: Any) -> Decimal:
+    if isinstance(value, dict):
+        raise _Wrong('expected a number; the price of one type is a key of its own, "gpu:TYPE"')
+    number: Decimal = _any_gpu_price(value)
+    return number
+
+
 _multiplier = _number(1_000, "a factor on the price")
+_factor = _number(1, "the share of the cost that is charged")
+_overdraft = _number(100_000_000, "SU", places=2)
+_warn_share = _number(1, "a share of what the account was given")
+
+
+def _lien_share(value: Any) -> Decimal:
+    try:
+        number: Decimal = _number(1, "")(value)
+    except _Wrong:
+        number = Decimal(0)
+    if not number:
+        raise _Wrong(
+            "expected a share of the estimate: a number above 0 and at most 1 with at most ten decimal places"
+        )
+    return number
+
+
+def _from(value: Any) -> int:
+    """Unix seconds; a date is its midnight, and what names no offset is in the time zone of this host."""
+    try:
+        if isinstance(value, datetime):
+            moment = value
+        elif isinstance(value, date):
+            moment = datetime(value.year, value.month, value.day)
+        else:
+            raise ValueError
+        since_1970 = moment.timestamp()
+        if since_1970 < 0 or moment.microsecond:
+            raise ValueError
+    except (ValueError, OverflowError, OSError):
+        raise _Wrong(
+            "expected a date like 2030-07-01, or a date and time to the second like 2030-07-01T06:00:00+02:00, "
+            "without quotes and not before 1970"
+        ) from None
+    return int(since_1970)
 
 
 def _key(read: Reader, default: Any = MISSING) -> Any:
@@ -287,6 +349,13 @@ class Policy:
     exempt_users: Tuple[str, ...] = _key(_words, ())
     exempt_qos: Tuple[str, ...] = _key(_lower_words, ())  #: lower case
     contact: str = _key(_contact, "")
+    lien_share: Decimal = _key(_lien_share, Decimal(1))  #: of the estimate, what is set aside
+    overdraft_su: Decimal = _key(_overdraft, Decimal(0))  #: that an account may go below zero
+    warn_below: Decimal = _key(_warn_share, Decimal(0))  #: 0: never
+
+    @property
+    def overdraft_csu(self) -> int:
+        return int(self.overdraft_su.scaleb(2))
 
     @property
     def horizon_min(self) -> Optional[int]:
@@ -326,14 +395,53 @@ SECTIONS: Mapping[str, Type[Any]] = {
     "Relay": Relay,
 }
 
-#: Sections whose keys are names of the site: how a value is read.
-TABLES: Mapping[str, Reader] = {"PartitionPrice": _price, "QosMultiplier": _multiplier}
+#: Sections whose keys are names of the site, or of states: how a value is read. Each dated price list has its own.
+TABLES: Mapping[str, Reader] = {
+    "PartitionPrice": _cpu_price,
+    "QosMultiplier": _multiplier,
+    "StateFactor": _factor,
+}
+
+#: The array of tables that holds the dated price lists, and the one key of its own.
+DATED = "PriceList"
+DATED_FROM = "from"
+
+#: The keys of a partition's price where it is a table; beside them ``"gpu:TYPE"``, which is read like ``gpu``.
+RATES: Mapping[str, Reader] = {
+    "cpu": _cpu_price,
+    "gpu": _gpu_price,
+    "mem_gb": _price("GB of memory and hour"),
+    "node": _price("node-hour"),
+    "billing": _price("unit of Slurm's billing and hour"),
+    "combine": _one_of(*COMBINE),
+}
+
+#: The states in which Slurm leaves a run, and the one that is ours.
+FINAL_STATES = (
+    "COMPLETED",
+    "FAILED",
+    "TIMEOUT",
+    "CANCELLED",
+    "OUT_OF_MEMORY",
+    "DEADLINE",
+    "NODE_FAIL",
+    "BOOT_FAIL",
+    "PREEMPTED",
+    "REQUEUED",
+    CANCELLED_BY_ADMIN,
+)
+
+#: Partitions, QOS.
+_SITE_NAME = re.compile(r"[^\s,\x00-\x1f\x7f]{1,255}")
+
+#: Slurm's names of TRES do not tell upper from lower case; here they are lower.
+_GPU_TYPE = re.compile(r"gpu:([a-z0-9][a-z0-9_.+-]{0,62})")
 
 
 def schema() -> Mapping[str, Tuple[str, ...]]:
     """Every section of the file and its keys; none for the sections whose keys are the site's own names."""
     keys = {name: tuple(item.name for item in fields(cls)) for name, cls in SECTIONS.items()}
-    return {**keys, **{name: () for name in TABLES}}
+    return {**keys, **{name: () for name in TABLES}, DATED: (DATED_FROM,)}
 
 
 @dataclass(frozen=True)
@@ -364,7 +472,7 @@ class Config:
     path: str
     stamp: FileStamp
     enable: Enable
-    prices: PriceList
+    prices: PriceList  #: the list that stands at the top of the file
     api: Api
     policy: Policy
     ledger: Ledger
@@ -372,11 +480,21 @@ class Config:
     warnings: Tuple[
         str, ...
     ] = ()  #: whole lines, as in ConfigError, about what works and should not stay
+    #: Price lists that replace ``prices`` and each other, with the unix second from which on; ascending.
+    dated_prices: Tuple[Tuple[int, PriceList], ...] = ()
 
-    @property
-    def price_version(self) -> str:
-        """Ten hex digits that change when a price or a multiplier does."""
-        return self.prices.version
+    def prices_at(self, at_s: int) -> PriceList:
+        """The price list in force at a time (unix seconds)."""
+        found = self.prices
+        for from_s, prices in self.dated_prices:
+            if at_s < from_s:
+                break
+            found = prices
+        return found
+
+    def with_prices(self, prices: PriceList) -> Config:
+        """The same with this one price list, whatever the time."""
+        return replace(self, prices=prices, dated_prices=())
 
 
 def load(path: str, *, in_slurmctld: bool) -> Config:
@@ -444,17 +562,19 @@ def _syntax_error(path: str, text: str, message: str) -> Dict[str, Any]:
     match = re.search(r"\s*\(at (line \d+, column \d+|end of document)\)$", message)
     place = match[1] if match else "TOML"
     what = message[: match.start()] if match else message
+    line, column = [int(number) for number in re.findall(r"\d+", place)] or [0, 0]
+    lines = text.split("\n")
+    written = lines[line - 1] if 0 < line <= len(lines) else ""
     key = ""
     if what.startswith(("Cannot overwrite a value", "Cannot declare")):
-        line = int(re.findall(r"\d+", place)[0]) if place.startswith("line") else 0
-        lines = text.split("\n")
-        found = (
-            re.match(r"\s*([A-Za-z0-9_-]+)\s*=", lines[line - 1])
-            if 0 < line <= len(lines)
-            else None
-        )
+        found = re.match(r"\s*([A-Za-z0-9_-]+)\s*=", written)
         key = f"{found[1]}: " if found else ""
         what = re.sub(r"\('(.+)',\)", r"[\1]", what) + ": expected each key and each section once"
+    else:
+        # Where the quotes are missing the parser stops within the key: "gpu" is one of its own.
+        for found in re.finditer(r"gpu:[\w.+-]{0,63}", written):
+            if found.start() < column <= found.end():
+                what += f'; a key with a colon needs quotes: "{found[0]}"'
     raise ConfigError([f"{path}: {place}: {key}{_one_line(what)}"])
 
 
@@ -469,11 +589,13 @@ class _Checker:
         self.warnings: List[str] = []
 
     def config(self, document: Dict[str, Any]) -> Config:
-        known = (*SECTIONS, *TABLES)
+        known = (*SECTIONS, *TABLES, DATED)
         tables: Dict[str, Dict[str, Any]] = {}
         for name, value in document.items():
             if name not in known:
                 self.problems.append(self._unknown(name, value, known))
+            elif name == DATED:
+                continue
             elif not isinstance(value, dict):
                 self.problems.append(
                     f"{self.path}: {name} = {_shown(value)}: expected a section, written [{name}]"
@@ -489,17 +611,17 @@ class _Checker:
         sections: Dict[str, Any] = {
             name: self._section(name, cls, tables.get(name, {})) for name, cls in SECTIONS.items()
         }
-        prices = self._table("PartitionPrice", tables.get("PartitionPrice", {}))
-        multipliers = self._table("QosMultiplier", tables.get("QosMultiplier", {}))
-        self._qos_once(multipliers)
+        lists = [self._listed(0, "", tables), *self._dated(document.get(DATED, []))]
         if self.problems:
             raise ConfigError(self.problems)
-        self._warn(sections, prices)
+        self._warn(sections, lists)
+        lists_at = [(listed.from_s, listed.prices()) for listed in lists]
         return Config(
             path=self.path,
             stamp=self.stamp,
             enable=sections["Enable"],
-            prices=PriceList(partition_su=prices, qos_multiplier=multipliers),
+            prices=lists_at[0][1],
+            dated_prices=tuple(lists_at[1:]),
             api=sections["API"],
             policy=sections["Policy"],
             ledger=sections["Ledger"],
@@ -508,11 +630,14 @@ class _Checker:
         )
 
     def _unknown(self, name: str, value: Any, known: Tuple[str, ...]) -> str:
-        if isinstance(value, dict):
+        if isinstance(value, dict) or (
+            isinstance(value, list) and value and isinstance(value[0], dict)
+        ):
             hint = _did_you_mean(name, known) or f"; expected {_either(known)}"
             return f"{self.path}: [{_name(name)}]: unknown section{hint}"
         homes = [section for section, keys in schema().items() if name in keys]
-        hint = f"; it belongs under [{homes[0]}]" if homes else "; expected only sections"
+        home = f"[[{DATED}]]" if homes == [DATED] else f"[{homes[0]}]" if homes else ""
+        hint = f"; it belongs under {home}" if home else "; expected only sections"
         return f"{self.path}: {_name(name)}: key outside of all sections{hint}"
 
     def _section(self, section: str, cls: Type[T], table: Dict[str, Any]) -> Optional[T]:
@@ -524,12 +649,12 @@ class _Checker:
                 hint = (
                     _did_you_mean(key, tuple(readers)) or f"; expected one of {', '.join(readers)}"
                 )
-                self.problems.append(f"{self._at(section, key, value)}: unknown key{hint}")
+                self.problems.append(f"{self._at(f'[{section}]', key, value)}: unknown key{hint}")
                 continue
             try:
                 values[key] = readers[key].metadata["read"](value)
             except _Wrong as wrong:
-                self.problems.append(f"{self._at(section, key, value)}: {wrong}")
+                self.problems.append(f"{self._at(f'[{section}]', key, value)}: {wrong}")
         for key, item in readers.items():
             if key not in table and item.default is MISSING:
                 self.problems.append(
@@ -555,49 +680,265 @@ class _Checker:
         if self.in_slurmctld or values.get("token_file"):
             values.pop("token", None)
 
-    def _table(self, section: str, table: Dict[str, Any]) -> Dict[str, Decimal]:
-        numbers: Dict[str, Decimal] = {}
-        for key, value in table.items():
-            if not re.fullmatch(r"[^\s,\x00-\x1f\x7f]{1,255}", key):
-                self.problems.append(
-                    f"{self._at(section, key, value)}: expected a name without spaces or commas"
-                )
+    def _listed(self, from_s: int, since: str, tables: Mapping[str, Dict[str, Any]]) -> _Listed:
+        """One price list. ``since``: what a reader finds a dated one by, "(from 2030-07-01)"; "" at the top."""
+        listed = _Listed(from_s=from_s, since=since)
+        heading = listed.heading("PartitionPrice")
+        for partition, value in tables.get("PartitionPrice", {}).items():
+            if not _SITE_NAME.fullmatch(partition):
+                self._not_a_name(heading, partition, value)
             elif isinstance(value, dict):
-                inner = f'"{key}.{next(iter(value), "")}"'
-                self.problems.append(
-                    f"{self._at(section, key, value)}: expected a number; a name with a dot needs quotes: {_one_line(inner)}"
-                )
+                listed.partitions[partition] = self._rates(listed, partition, value)
             else:
-                try:
-                    numbers[key] = TABLES[section](value)
-                except _Wrong as wrong:
-                    self.problems.append(f"{self._at(section, key, value)}: {wrong}")
-        return numbers
+                found = self._read(heading, partition, value, _partition_price)
+                listed.partitions[partition] = Rates(cpu=found or Decimal(0))
+        listed.multipliers = self._factors(listed, "QosMultiplier", tables, str.lower)
+        listed.factors = self._factors(listed, "StateFactor", tables, str.upper)
+        return listed
 
-    def _qos_once(self, multipliers: Dict[str, Decimal]) -> None:
-        seen: Dict[str, str] = {}
-        for name in multipliers:
-            other = seen.setdefault(name.lower(), name)
-            if other != name:
+    def _rates(self, listed: _Listed, partition: str, table: Dict[str, Any]) -> Rates:
+        heading = listed.heading(f"PartitionPrice.{_name(partition)}")
+        values: Dict[str, Any] = {}
+        gpu: Dict[str, Decimal] = {}
+        written: Dict[str, str] = {}
+        for key, value in table.items():
+            folded = key.lower() if key.lower().startswith("gpu:") else key
+            typed = _GPU_TYPE.fullmatch(folded)
+            if key not in RATES and not typed:
+                hint = _unknown_rate(partition, key, table)
+                self.problems.append(f"{self._at(heading, key, value)}: unknown key{hint}")
+                continue
+            other = written.setdefault(folded, key)
+            if other != key:
                 self.problems.append(
-                    f"{self._at('QosMultiplier', name, multipliers[name])}: expected each QOS once; "
+                    f"{self._at(heading, key, value)}: expected each type once; "
                     f"Slurm does not tell it from {_name(other)}"
                 )
+                continue
+            number = self._read(heading, key, value, RATES["gpu" if typed else key])
+            if typed:
+                gpu[typed[1]] = number
+            elif key == "gpu":
+                gpu[UNTYPED] = number
+            else:
+                values[key] = number
+        return Rates(gpu=gpu, **values)
 
-    def _warn(self, sections: Mapping[str, Any], prices: Mapping[str, Decimal]) -> None:
+    def _factors(
+        self,
+        listed: _Listed,
+        section: str,
+        tables: Mapping[str, Dict[str, Any]],
+        fold: Callable[[str], str],
+    ) -> Dict[str, Decimal]:
+        """Of a section whose names Slurm does not tell apart by case."""
+        heading = listed.heading(section)
+        numbers: Dict[str, Decimal] = {}
+        written: Dict[str, str] = {}
+        for key, value in tables.get(section, {}).items():
+            if not _SITE_NAME.fullmatch(key):
+                self._not_a_name(heading, key, value)
+                continue
+            name = fold(key)
+            if section == "StateFactor" and name not in FINAL_STATES:
+                hint = (
+                    _did_you_mean(key, FINAL_STATES)
+                    or f"; expected one of {', '.join(FINAL_STATES)}"
+                )
+                self.problems.append(f"{self._at(heading, key, value)}: unknown state{hint}")
+                continue
+            if isinstance(value, dict) and section == "QosMultiplier":
+                self.problems.append(
+                    f"{self._at(heading, key, value)}: expected a number; {_needs_quotes(key, value)}"
+                )
+                continue
+            other = written.setdefault(name, key)
+            if other != key:
+                what = "state" if section == "StateFactor" else "QOS"
+                self.problems.append(
+                    f"{self._at(heading, key, value)}: expected each {what} once; "
+                    f"Slurm does not tell it from {_name(other)}"
+                )
+                continue
+            numbers[name] = self._read(heading, key, value, TABLES[section])
+        return numbers
+
+    def _read(self, heading: str, key: str, value: Any, read: Reader) -> Any:
+        """None when it is wrong, and reported."""
+        try:
+            return read(value)
+        except _Wrong as wrong:
+            self.problems.append(f"{self._at(heading, key, value)}: {wrong}")
+            return None
+
+    def _not_a_name(self, heading: str, key: str, value: Any) -> None:
+        self.problems.append(
+            f"{self._at(heading, key, value)}: expected a name without spaces or commas"
+        )
+
+    def _dated(self, lists: Any) -> List[_Listed]:
+        if not isinstance(lists, list):
+            self.problems.append(
+                f"{self.path}: {DATED} = {_shown(lists)}: expected lists of prices, each written [[{DATED}]]"
+            )
+            return []
+        found: Dict[int, _Listed] = {}
+        for number, table in enumerate(lists, 1):
+            if not isinstance(table, dict):
+                self.problems.append(
+                    f"{self.path}: {DATED} = [{_shown(table)}]: expected lists of prices, each written [[{DATED}]]"
+                )
+                continue
+            from_s: Optional[int] = None
+            heading = f"[[{DATED}]] (number {number})"
+            if DATED_FROM in table:
+                from_s = self._read(heading, DATED_FROM, table[DATED_FROM], _from)
+            else:
+                self.problems.append(
+                    f"{self.path}: {heading} {DATED_FROM}: missing: {_expected(_from)}"
+                )
+            since = f"(number {number})"
+            if from_s is not None:
+                since = f"({DATED_FROM} {_shown(table[DATED_FROM])})"
+                if from_s in found:
+                    self.problems.append(
+                        f"{self._at(heading, DATED_FROM, table[DATED_FROM])}: expected each list to begin at "
+                        "another time; there is one from then on already"
+                    )
+            listed = self._listed(from_s or 0, since, self._dated_tables(since, table))
+            if from_s is not None:
+                found[from_s] = listed
+        return [listed for _, listed in sorted(found.items())]
+
+    def _dated_tables(self, since: str, list_table: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+        heading = f"[[{DATED}]] {since}"
+        tables: Dict[str, Dict[str, Any]] = {}
+        missing = "PartitionPrice" not in list_table
+        for key, value in list_table.items():
+            if key in TABLES and isinstance(value, dict):
+                tables[key] = value
+            elif key in TABLES:
+                self.problems.append(
+                    f"{self._at(heading, key, value)}: expected a section, written [{DATED}.{key}]"
+                )
+            elif key != DATED_FROM:
+                hint = _did_you_mean(key, (DATED_FROM, *TABLES)) or (
+                    f"; expected {DATED_FROM} and the sections "
+                    + ", ".join(f"[{DATED}.{name}]" for name in TABLES)
+                )
+                self.problems.append(f"{self._at(heading, key, value)}: unknown key{hint}")
+                missing = missing and "mean PartitionPrice?" not in hint
+        if missing:
+            self.problems.append(
+                f"{self.path}: {heading} PartitionPrice: missing: expected [{DATED}.PartitionPrice] with "
+                "every price from then on"
+            )
+        return tables
+
+    def _warn(self, sections: Mapping[str, Any], lists: List[_Listed]) -> None:
         url = sections["API"].url
         match = _URL.fullmatch(url)
         if match and match["scheme"] == "http" and not _loopback(match["host"]):
             self.warnings.append(
                 f"{self.path}: [API] url = {_shown(url)}: the token travels unencrypted; use https"
             )
-        if not prices:
-            what = "is free" if sections["Policy"].unlisted_partition == "free" else "is refused"
-            self.warnings.append(f"{self.path}: [PartitionPrice] is empty: every job {what}")
+        unlisted = "free" if sections["Policy"].unlisted_partition == "free" else "refused"
+        for listed in lists:
+            if not listed.partitions:
+                self.warnings.append(
+                    f"{self.path}: {listed.heading('PartitionPrice')} is empty: every job is {unlisted}"
+                )
+        for before, after in zip(lists, lists[1:]):
+            self._warn_left_out(before, after, unlisted)
 
-    def _at(self, section: str, key: str, value: Any) -> str:
-        shown = "..." if section == "API" and _secret(key, value) else _shown(value)
-        return f"{self.path}: [{section}] {_name(key)} = {shown}"
+    def _warn_left_out(self, before: _Listed, after: _Listed, unlisted: str) -> None:
+        """A dated list is a whole one: what only the list before it has, and that makes a difference, may be forgotten."""
+        then = after.prices()
+        partitions = [name for name in before.partitions if name not in after.partitions]
+        multipliers = [
+            name
+            for name, factor in before.multipliers.items()
+            if name not in after.multipliers and factor != 1
+        ]
+        factors = [
+            name
+            for name, share in before.factors.items()
+            if name not in after.factors and share != then.factor(name)
+        ]
+        for section, what, gone, result in (
+            ("PartitionPrice", "price", partitions, f"jobs there are {unlisted}"),
+            ("QosMultiplier", "multiplier", multipliers, "it is 1"),
+            ("StateFactor", "factor", factors, "it is the default"),
+        ):
+            if gone and after.partitions:
+                self.warnings.append(
+                    f"{self.path}: {after.heading(section)}: no {what} for {_some(gone)}, listed until then: "
+                    f"{result} from then on"
+                )
+
+    def _at(self, heading: str, key: str, value: Any) -> str:
+        shown = "..." if heading == "[API]" and _secret(key, value) else _shown(value)
+        return f"{self.path}: {heading} {_name(key)} = {shown}"
+
+
+@dataclass
+class _Listed:
+    """A price list while it is read."""
+
+    from_s: int
+    since: str
+    partitions: Dict[str, Rates] = field(default_factory=dict)
+    multipliers: Dict[str, Decimal] = field(default_factory=dict)
+    factors: Dict[str, Decimal] = field(default_factory=dict)
+
+    def heading(self, section: str) -> str:
+        return f"[{DATED}.{section}] {self.since}" if self.since else f"[{section}]"
+
+    def prices(self) -> PriceList:
+        return PriceList(
+            partitions=self.partitions,
+            qos_multiplier=self.multipliers,
+            state_factor=self.factors,
+        )
+
+
+def _partition_price(value: Any) -> Any:
+    try:
+        return _cpu_price(value)
+    except _Wrong as wrong:
+        raise _Wrong(f'{wrong}, or a table like {{ cpu = 1, "gpu:a100" = 60 }}') from None
+
+
+def _needs_quotes(key: str, table: Mapping[str, Any]) -> str:
+    parts = [key]
+    inner: Any = table
+    while isinstance(inner, dict) and inner and len(parts) < 5:
+        parts.append(next(iter(inner)))
+        inner = inner[parts[-1]]
+    return f'a name with a dot needs quotes: "{_one_line(".".join(parts))}"'
+
+
+def _unknown_rate(partition: str, key: str, table: Mapping[str, Any]) -> str:
+    """What may have been meant by a key in a partition's table; a name with a dot and no quotes looks the same."""
+    plain = key.lower()[len("gres/") :] if key.lower().startswith("gres/") else key
+    if plain != key and (plain.lower() in RATES or _GPU_TYPE.fullmatch(plain.lower())):
+        hint = (
+            f'; did you mean "{_one_line(plain)}"?' if ":" in plain else f"; did you mean {plain}?"
+        )
+    elif plain.lower().startswith("gpu:"):
+        hint = '; expected "gpu:TYPE" with a type of letters, digits, _ . + -'
+    else:
+        hint = _did_you_mean(key, RATES)
+    if not hint:
+        hint = '; expected cpu, gpu, "gpu:TYPE", mem_gb, node, billing or combine'
+    if not any(name in RATES or name.lower().startswith("gpu:") for name in table):
+        hint += "; " + _needs_quotes(partition, {key: table[key]})
+    return hint
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(_name(name) for name in list(names)[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _secret(key: str, value: Any) -> bool:

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The most that a submission could cost: what Slurm could allocate, times its time limit. Pure; nothing is looked up.
 
-Where Slurm's choice is not known at submit time, the estimate takes the larger one: it must never be below what the job
-can cost within its limit.
+Where Slurm's choice is not known at submit time, the estimate takes the dearer one: it must never be below what the job
+can cost within its limit. What could be allocated is in allocation.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
-from slurm_banking.amounts import CSU_PER_SU, SECONDS_PER_HOUR, lien_csu
-from slurm_banking.arrays import parse_array
+from slurm_banking.allocation import allocations, anyway
+from slurm_banking.amounts import CSU_PER_SU, SECONDS_PER_HOUR, lien_csu, share_csu
+from slurm_banking.arrays import first_tasks, parse_array
 from slurm_banking.errors import BankingError
-from slurm_banking.prices import Price, PriceList, plain
+from slurm_banking.prices import Price, PriceList
 from slurm_banking.records import UNLIMITED, Estimate, Partition, QueuedJob, Reason, Submission
+from slurm_banking.tres import Tres
 
 SECONDS_PER_MIN = 60
 MIN_PER_DAY = 24 * 60
+
+_ALL = Decimal(1)
 
 
 class Unpriceable(BankingError):
@@ -35,10 +39,11 @@ class Hints:
     """What of a submission would fit. A field is None when nothing of that kind helps."""
 
     time_limit_min: Optional[int] = (
-        None  #: largest limit with which all of it fits, in every partition that it names
+        None  #: largest limit with which all of it fits, in every partition that it could run in
     )
     time_limit: Optional[str] = None  #: the same as sbatch reads it
     tasks: Optional[int] = None  #: how many of an array's tasks fit as they are
+    array: Optional[str] = None  #: an --array= expression of these: the first ones, the throttle kept
     partition: Optional[str] = None  #: a partition, of several named, in which it fits as it is
 
 
@@ -47,10 +52,12 @@ class _Candidate:
     """A submission in one of the partitions that it names."""
 
     price: Price
-    cpus: int
-    nodes: int
+    max_time_min: int
+    tres: Tres
+    su_per_hour: Decimal
     time_limit_min: int
     per_task_csu: int
+    could_run: bool  #: by what it asks for; the time limit is another matter
 
 
 def estimate(
@@ -60,22 +67,22 @@ def estimate(
     unlisted: str,
     horizon_min: Optional[int],
     tasks: Optional[int] = None,
-    cpus: Optional[int] = None,
+    running: Optional[Tres] = None,
+    lien_share: Decimal = _ALL,
 ) -> Estimate:
-    """The cost in the dearest partition that ``sub`` names.
+    """The cost in the dearest partition that ``sub`` names and could run in.
 
     ``unlisted``: "refuse" or "free", for partitions without a price. ``horizon_min``: stands for unlimited time; None
-    refuses it. ``tasks`` and ``cpus`` replace what ``sub`` says: an update speaks of the tasks left in a record, and a
-    running job has the CPUs that it has.
+    refuses it. ``tasks`` and ``running`` replace what ``sub`` says: an update speaks of the tasks left in a record, and a
+    running job has the resources that it has. ``lien_share``: of the cost, how much is set aside.
 
     :raises Unpriceable: UNPRICED_PARTITION, UNLIMITED_TIME or MALFORMED.
     """
     count = _tasks(sub, tasks)
     candidates, warnings = _candidates(
-        sub, prices, unlisted=unlisted, horizon_min=horizon_min, cpus=cpus
+        sub, prices, unlisted=unlisted, horizon_min=horizon_min, running=running
     )
-    dearest = max(candidates, key=lambda candidate: candidate.per_task_csu)
-    return _as_estimate(dearest, count, sub.qos, tuple(warnings))
+    return _as_estimate(_dearest(candidates, sub), count, sub.qos, tuple(warnings), lien_share)
 
 
 def estimate_queued(
@@ -84,24 +91,25 @@ def estimate_queued(
     *,
     unlisted: str,
     horizon_min: Optional[int],
+    lien_share: Decimal = _ALL,
 ) -> Estimate:
     """The same for a record of Slurm's queue, where Slurm has settled the time limit already.
 
-    ``job.cpus`` is taken as it is: exact for a job that has started, and while it waits Slurm's own figure, which may be
-    less than whole nodes would be.
+    ``job.tres`` (where squeue does not tell it, CPUs and nodes) is taken as it is: exact for a job that has started, and
+    while it waits Slurm's own figure, which may be less than whole nodes would be.
 
     :raises Unpriceable: UNPRICED_PARTITION or UNLIMITED_TIME.
     """
     candidates: List[_Candidate] = []
     warnings: List[str] = []
     nodes = max(1, job.nodes)
-    cpus = max(nodes, job.cpus)
+    tres = job.tres if job.tres.cpus else Tres(cpus=max(nodes, job.cpus), nodes=nodes)
     for name in [name for name in job.partition.split(",") if name] or [job.partition]:
         price = _price(name, job.qos, prices, unlisted, warnings)
         time_limit_min = _horizon(job.time_limit_min, name, horizon_min)
-        candidates.append(_candidate(price, cpus, nodes, time_limit_min))
-    dearest = max(candidates, key=lambda candidate: candidate.per_task_csu)
-    return _as_estimate(dearest, max(1, job.tasks), job.qos, tuple(warnings))
+        candidates.append(_candidate(price, (tres,), time_limit_min))
+    dearest = max(candidates, key=_cost)
+    return _as_estimate(dearest, max(1, job.tasks), job.qos, tuple(warnings), lien_share)
 
 
 def what_would_fit(
@@ -112,7 +120,8 @@ def what_would_fit(
     unlisted: str,
     horizon_min: Optional[int],
     tasks: Optional[int] = None,
-    cpus: Optional[int] = None,
+    running: Optional[Tres] = None,
+    lien_share: Decimal = _ALL,
 ) -> Hints:
     """For a submission that was estimated and does not fit into ``available_csu``; the other arguments as for estimate.
 
@@ -121,35 +130,62 @@ def what_would_fit(
     if available_csu <= 0:
         return Hints()
     count = _tasks(sub, tasks)
-    candidates, _ = _candidates(sub, prices, unlisted=unlisted, horizon_min=horizon_min, cpus=cpus)
-    per_task_csu = max(candidate.per_task_csu for candidate in candidates)
-    limits = [
-        time_that_fits(available_csu // count, candidate.price.su, candidate.cpus)
-        for candidate in candidates
-    ]
-    time_limit_min = min((limit for limit in limits if limit is not None), default=0)
-    longest = max(candidate.time_limit_min for candidate in candidates)
-    if time_limit_min < max(1, sub.time_min_min or 0) or time_limit_min >= longest:
-        time_limit_min = 0
+    candidates, _ = _candidates(
+        sub, prices, unlisted=unlisted, horizon_min=horizon_min, running=running
+    )
+    counting = _that_count(candidates, sub)
+    per_task_csu = share_csu(_dearest(candidates, sub).per_task_csu, lien_share)
+    time_limit_min = _longest_that_fits(
+        candidates, sub, _before_share(available_csu // count, lien_share)
+    )
     fitting = 0 if per_task_csu == 0 else available_csu // per_task_csu
+    some = fitting if 0 < fitting < count else None
     inside = [
-        candidate for candidate in candidates if candidate.per_task_csu * count <= available_csu
+        candidate
+        for candidate in counting
+        if share_csu(candidate.per_task_csu, lien_share) * count <= available_csu
     ]
-    cheapest = min(inside, key=lambda candidate: candidate.per_task_csu, default=None)
+    cheapest = min(inside, key=_cost, default=None)
     return Hints(
-        time_limit_min=time_limit_min or None,
-        time_limit=format_time_limit(time_limit_min) if time_limit_min else None,
-        tasks=fitting if 0 < fitting < count else None,
-        partition=cheapest.price.partition if cheapest and len(inside) < len(candidates) else None,
+        time_limit_min=time_limit_min,
+        time_limit=None if time_limit_min is None else format_time_limit(time_limit_min),
+        tasks=some,
+        array=first_tasks(sub.array_inx, some) if some and tasks is None else None,
+        partition=cheapest.price.partition if cheapest and len(inside) < len(counting) else None,
     )
 
 
-def time_that_fits(available_csu: int, price_su: Decimal, cpus: int) -> Optional[int]:
+def _longest_that_fits(
+    candidates: Sequence[_Candidate], sub: Submission, available_csu: int
+) -> Optional[int]:
+    """The largest ``--time`` below the present one whose cost for one task is within ``available_csu``.
+
+    Below the largest limit of a dearer partition, that one counts too; so each range of limits is looked at by itself.
+    """
+    least = max(1, sub.time_min_min or 0)
+    longest = max(candidate.time_limit_min for candidate in _that_count(candidates, sub))
+    edges = {candidate.max_time_min for candidate in candidates if candidate.max_time_min > 0}
+    for high in sorted({longest - 1, *(edge for edge in edges if edge < longest - 1)}, reverse=True):
+        if high < least:
+            return None
+        limits = (
+            time_that_fits(available_csu, candidate.su_per_hour)
+            for candidate in _that_count(candidates, sub, high)
+        )
+        fits = min((limit for limit in limits if limit is not None), default=high)
+        low = max((edge for edge in edges if edge < high), default=0)
+        found = min(high, fits)
+        if found > low:
+            return found if found >= least else None
+    return None
+
+
+def time_that_fits(available_csu: int, su_per_hour: Decimal) -> Optional[int]:
     """The most whole minutes whose cost, rounded up, is within ``available_csu``; None: any number, it costs nothing."""
-    numerator, denominator = price_su.as_integer_ratio()
-    if numerator == 0 or cpus == 0:
+    numerator, denominator = su_per_hour.as_integer_ratio()
+    if numerator == 0:
         return None
-    per_min = numerator * cpus * SECONDS_PER_MIN * CSU_PER_SU
+    per_min = numerator * SECONDS_PER_MIN * CSU_PER_SU
     return max(0, available_csu * SECONDS_PER_HOUR * denominator // per_min)
 
 
@@ -160,6 +196,14 @@ def format_time_limit(minutes: int) -> str:
     days, rest = divmod(minutes, MIN_PER_DAY)
     clock = f"{rest // 60:02d}:{rest % 60:02d}:00"
     return f"{days}-{clock}" if days else clock
+
+
+def _before_share(lien: int, lien_share: Decimal) -> int:
+    """The largest cost of which no more than ``lien`` is set aside; both in hundredths."""
+    if lien_share == _ALL:
+        return lien
+    numerator, denominator = lien_share.as_integer_ratio()
+    return lien * denominator // numerator
 
 
 def _tasks(sub: Submission, tasks: Optional[int]) -> int:
@@ -179,46 +223,104 @@ def _candidates(
     *,
     unlisted: str,
     horizon_min: Optional[int],
-    cpus: Optional[int],
+    running: Optional[Tres],
 ) -> Tuple[List[_Candidate], List[str]]:
+    """Of every partition that ``sub`` names and that Slurm knows, whether it could run there or not."""
     candidates: List[_Candidate] = []
     warnings: List[str] = []
     # Slurm itself refuses a list with an unknown partition in it, and says so better than a missing price would.
     partitions = [partition for partition in sub.partitions if partition.found] or sub.partitions
     for partition in partitions:
         price = _price(partition.name, sub.qos, prices, unlisted, warnings)
-        nodes = most_nodes(sub, partition)
-        most = most_cpus(sub, partition, nodes) if cpus is None else max(1, cpus)
         time_limit_min = _time_limit(sub, partition, horizon_min)
-        candidates.append(_candidate(price, most, nodes, time_limit_min))
+        could_run = True
+        choices: Sequence[Tres] = (running,) if running is not None else ()
+        if running is None:
+            try:
+                choices = allocations(sub, partition)
+                if not choices:
+                    could_run = False
+                    choices = anyway(sub, partition)
+            except ValueError as error:
+                raise Unpriceable(Reason.MALFORMED, str(error)) from None
+        candidates.append(
+            _candidate(price, choices, time_limit_min, partition.max_time_min, could_run)
+        )
     return candidates, warnings
 
 
-def _candidate(price: Price, cpus: int, nodes: int, time_limit_min: int) -> _Candidate:
+def _candidate(
+    price: Price,
+    choices: Sequence[Tres],
+    time_limit_min: int,
+    max_time_min: int = UNLIMITED,
+    could_run: bool = True,
+) -> _Candidate:
+    """The dearest of ``choices``; of equal ones the first."""
+    tres = choices[0]
+    su_per_hour = price.su_per_hour(tres)
+    for choice in choices[1:]:
+        dearer = price.su_per_hour(choice)
+        if dearer > su_per_hour:
+            tres, su_per_hour = choice, dearer
     return _Candidate(
         price=price,
-        cpus=cpus,
-        nodes=nodes,
+        max_time_min=max_time_min,
+        tres=tres,
+        su_per_hour=su_per_hour,
         time_limit_min=time_limit_min,
-        per_task_csu=lien_csu(price.su, cpus, time_limit_min * SECONDS_PER_MIN),
+        per_task_csu=lien_csu(su_per_hour, 1, time_limit_min * SECONDS_PER_MIN),
+        could_run=could_run,
     )
 
 
+def _cost(candidate: _Candidate) -> int:
+    return candidate.per_task_csu
+
+
+def _that_count(
+    candidates: Sequence[_Candidate], sub: Submission, time_limit_min: Optional[int] = None
+) -> Sequence[_Candidate]:
+    """Those in which the job could run, with ``time_limit_min`` in place of its own; all, if it could in none.
+
+    A limit above a partition's keeps the job out of it, unless ``--time-min`` lets it in.
+    """
+    if len(candidates) == 1:
+        return candidates
+    least = sub.time_min_min
+    found = []
+    for candidate in candidates:
+        limit = candidate.time_limit_min if time_limit_min is None else time_limit_min
+        longest = candidate.max_time_min
+        if candidate.could_run and (
+            longest < 0 or limit <= longest or (least is not None and 0 < least <= longest)
+        ):
+            found.append(candidate)
+    return found or candidates
+
+
+def _dearest(candidates: Sequence[_Candidate], sub: Submission) -> _Candidate:
+    return max(_that_count(candidates, sub), key=_cost)
+
+
 def _as_estimate(
-    candidate: _Candidate, tasks: int, qos: Optional[str], warnings: Tuple[str, ...]
+    candidate: _Candidate,
+    tasks: int,
+    qos: Optional[str],
+    warnings: Tuple[str, ...],
+    lien_share: Decimal,
 ) -> Estimate:
     return Estimate(
         cost_csu=candidate.per_task_csu * tasks,
         per_task_csu=candidate.per_task_csu,
         tasks=tasks,
         partition=candidate.price.partition,
-        cpus=candidate.cpus,
-        nodes=candidate.nodes,
+        tres=candidate.tres,
         time_limit_min=candidate.time_limit_min,
-        price_su=plain(candidate.price.su),
-        price_version=candidate.price.version,
+        price=candidate.price.inputs(),
         qos=qos,
         warnings=warnings,
+        lien_share=lien_share,
     )
 
 
@@ -253,82 +355,3 @@ def _horizon(limit: int, partition: str, horizon_min: Optional[int]) -> int:
             f"a job without a time limit has no cost in partition {partition!r}",
         )
     return horizon_min
-
-
-def most_nodes(sub: Submission, partition: Partition) -> int:
-    """The most nodes that Slurm could give to the job in ``partition``."""
-    least = max(1, sub.min_nodes or 0)
-    if sub.max_nodes is not None:
-        most = max(least, sub.max_nodes)
-    else:
-        most = max(least, _nodes_needed(sub, partition))
-    if partition.total_nodes > 0:
-        most = max(least, min(most, partition.total_nodes))
-    return most
-
-
-def _nodes_needed(sub: Submission, partition: Partition) -> int:
-    """Nodes that the tasks fill when the job does not say how many: on the smallest nodes of the partition."""
-    size = partition.node_cpus_min or partition.node_cpus_max
-    if size and partition.max_cpus_per_node:
-        size = min(size, partition.max_cpus_per_node)
-    num_tasks = max(1, sub.num_tasks or 0)
-    cpus_per_task = max(1, sub.cpus_per_task or 0) * _threads_left_idle(sub, partition)
-    needed = 1
-    if sub.ntasks_per_node:
-        needed = max(needed, _ceil_div(num_tasks, sub.ntasks_per_node))
-    if size:
-        needed = max(needed, _ceil_div(num_tasks, max(1, size // cpus_per_task)))
-        needed = max(needed, _ceil_div(sub.min_cpus * _threads_left_idle(sub, partition), size))
-    return needed
-
-
-def most_cpus(sub: Submission, partition: Partition, nodes: int) -> int:
-    """The most CPUs (hardware threads, as Slurm counts them) that it could give to the job on ``nodes`` nodes.
-
-    Overcommitted tasks are counted like others: too much rather than too little. Memory that raises CPUs
-    (``--mem-per-cpu`` above MaxMemPerCPU, ``--mem`` on shared nodes) and GPUs that do (``--cpus-per-gpu``, DefCpuPerGPU)
-    come in here, as further terms of ``wanted``.
-    """
-    threads = max(1, partition.threads_per_core)
-    idle = _threads_left_idle(sub, partition)
-    cpus_per_task = max(1, sub.cpus_per_task or 0) * idle
-    num_tasks = sub.num_tasks or 0
-    on_a_node = (sub.ntasks_per_node or 0) * cpus_per_task
-
-    wanted = max(sub.min_cpus * idle, num_tasks * cpus_per_task, on_a_node * nodes, nodes)
-    if threads > 1:
-        # Each node rounds its share up to whole cores; a task of several CPUs may be alone on its cores.
-        wanted = _most_rounded_up(wanted, nodes, threads)
-        wanted = max(wanted, _round_up(on_a_node, threads) * nodes)
-        if cpus_per_task > 1:
-            wanted = max(wanted, _round_up(cpus_per_task, threads) * num_tasks)
-    if (
-        sub.exclusive or partition.exclusive or sub.core_spec is not None
-    ):  # --core-spec implies --exclusive
-        whole = nodes * partition.node_cpus_max if partition.node_cpus_max else partition.total_cpus
-        if partition.total_cpus > 0:
-            whole = min(whole, partition.total_cpus)
-        wanted = max(wanted, whole)
-    return wanted
-
-
-def _threads_left_idle(sub: Submission, partition: Partition) -> int:
-    """Threads of a core that are allocated for each one used: more than 1 with ``--threads-per-core`` below the node's."""
-    threads = max(1, partition.threads_per_core)
-    if not sub.threads_per_core or sub.threads_per_core >= threads:
-        return 1
-    return _ceil_div(threads, sub.threads_per_core)
-
-
-def _ceil_div(number: int, divisor: int) -> int:
-    return -(-number // divisor)
-
-
-def _round_up(number: int, step: int) -> int:
-    return _ceil_div(number, step) * step
-
-
-def _most_rounded_up(cpus: int, nodes: int, threads: int) -> int:
-    """The largest sum of ``nodes`` shares, each at least 1 and raised to whole cores, that ``cpus`` can be split into."""
-    return (cpus + nodes * (threads - 1)) // threads * threads

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import List, Optional
 
-from slurm_banking.amounts import format_su
+from slurm_banking.amounts import EXACT, format_su
 from slurm_banking.estimate import Hints, format_time_limit
 from slurm_banking.ledger.rows import SetAside
-from slurm_banking.records import Estimate, Reason
+from slurm_banking.prices import plain
+from slurm_banking.records import Estimate, Funds, Reason
 
 
 def _jobs(count: int, what: str) -> str:
@@ -27,6 +29,8 @@ def accepted(
 ) -> str:
     """``left_csu``: what is available after this job; None: not limited, or not known."""
     text = f"this job could cost up to {format_su(estimate.cost_csu)} SU ({describe(estimate)})"
+    if estimate.lien_share != 1:
+        text += f"; {format_su(estimate.lien_csu)} SU of that are set aside"
     if note is not None:
         return f"{text}; {note}"
     if left_csu is None:
@@ -34,15 +38,29 @@ def accepted(
     return f"{text}; {account} has {format_su(left_csu)} SU left beside it."
 
 
-def _available(account: str, available_csu: int, reason: Reason) -> str:
+def low_funds(funds: Funds, warn_below: Decimal) -> str:
+    """A line of its own, after whatever else is told on acceptance."""
+    who = funds.account if funds.user_id is None else f"your share of {funds.account}"
+    percent = plain(EXACT.normalize(EXACT.multiply(warn_below, Decimal(100))))
+    return (
+        f"Note: {who} has less than {percent} % of its {format_su(funds.limit_csu or 0)} SU left."
+    )
+
+
+def _available(account: str, available_csu: int, reason: Reason, overdraft_csu: int) -> str:
     who = f"your share of {account}" if reason is Reason.INSUFFICIENT_USER_FUNDS else account
-    return f"{who} has {format_su(available_csu)} SU available"
+    text = f"{who} has {format_su(available_csu)} SU available"
+    if overdraft_csu:
+        text += f" and may go {format_su(overdraft_csu)} SU below zero"
+    return text
 
 
-def would_be_refused(reason: Reason, account: str, available_csu: Optional[int]) -> str:
+def would_be_refused(
+    reason: Reason, account: str, available_csu: Optional[int], overdraft_csu: int = 0
+) -> str:
     """The note of what ``enforce = "log"`` accepts although it does not fit."""
     if reason in (Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_USER_FUNDS):
-        return would_be(f"{_available(account, available_csu or 0, reason)}.")
+        return would_be(f"{_available(account, available_csu or 0, reason, overdraft_csu)}.")
     return would_be(refused(reason, account))
 
 
@@ -57,10 +75,14 @@ def insufficient(
     reason: Reason,
     set_aside: SetAside,
     hints: Hints,
+    overdraft_csu: int = 0,
 ) -> str:
+    share = ""
+    if estimate.lien_share != 1:
+        share = f", of which {format_su(estimate.lien_csu)} SU would be set aside"
     lines = [
-        f"{_available(account, available_csu, reason)}; "
-        f"this job could cost up to {format_su(estimate.cost_csu)} SU ({describe(estimate)})."
+        f"{_available(account, available_csu, reason, overdraft_csu)}; "
+        f"this job could cost up to {format_su(estimate.cost_csu)} SU ({describe(estimate)}){share}."
     ]
     second: List[str] = []
     if set_aside.queued_csu or set_aside.running_csu:
@@ -72,13 +94,14 @@ def insufficient(
     fits: List[str] = []
     if hints.time_limit is not None:
         fits.append(f"with --time={hints.time_limit} or less")
-    if hints.tasks is not None:
-        fits.append(f"as {hints.tasks} of its {estimate.tasks} tasks")
     if hints.partition is not None:
         fits.append(f"with --partition={hints.partition}")
     if fits:
         second.append(f"It would fit {', or '.join(fits)}.")
-    else:
+    if hints.tasks is not None:
+        option = "" if hints.array is None else f": --array={hints.array}"
+        second.append(f"{hints.tasks} of its {estimate.tasks} tasks would fit{option}.")
+    elif not fits:
         second.append(
             "Nothing of it would fit; wait for jobs to end, or ask for more service units."
         )

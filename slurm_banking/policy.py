@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from decimal import Decimal
+from typing import Optional, Sequence
 
 from slurm_banking.config import Config
 from slurm_banking.ledger.rows import FundsView
-from slurm_banking.records import FundsKind, Mode, Outcome, Reason
+from slurm_banking.records import Funds, FundsKind, Mode, Outcome, Reason
 
 #: Modes in which a submission is checked at all.
 CHECKED_MODES = frozenset({Mode.STRICT_ALLOCATION, Mode.FAST_ALLOCATION})
@@ -38,11 +39,19 @@ def counts_while_queued(mode: Mode) -> bool:
     return mode is Mode.STRICT_ALLOCATION
 
 
-def decide(cost_csu: int, view: FundsView, mode: Mode, *, freed_csu: int = 0) -> Decision:
-    """Whether ``cost_csu`` fits.
+def decide(
+    cost_csu: int,
+    view: FundsView,
+    mode: Mode,
+    *,
+    freed_csu: int = 0,
+    overdraft_csu: int = 0,
+) -> Decision:
+    """Whether ``cost_csu`` (what would be set aside) fits.
 
     ``freed_csu``: what is already set aside for the same job and would be freed (an update of it). An update that costs
-    no more than that is accepted whatever the funds are.
+    no more than that is accepted whatever the funds are. ``overdraft_csu``: how far the account, and the user inside it,
+    may go below zero.
     """
     if mode not in CHECKED_MODES:
         return Decision(Outcome.ACCEPTED, Reason.NOT_CHECKED, view.available_csu)
@@ -63,13 +72,31 @@ def decide(cost_csu: int, view: FundsView, mode: Mode, *, freed_csu: int = 0) ->
     if user.reason is not None:
         return Decision(Outcome.REFUSED, user.reason, 0)
     of_account, of_user = view.account_available_csu, view.user_available_csu
-    if of_account is not None and of_account < needed:
+    if of_account is not None and of_account + overdraft_csu < needed:
         return Decision(Outcome.REFUSED, Reason.INSUFFICIENT_FUNDS, view.available_csu)
-    if of_user is not None and of_user < needed:
+    if of_user is not None and of_user + overdraft_csu < needed:
         return Decision(Outcome.REFUSED, Reason.INSUFFICIENT_USER_FUNDS, view.available_csu)
     if of_account is None and of_user is None:
         return Decision(Outcome.ACCEPTED, Reason.UNLIMITED_FUNDS)
     return Decision(Outcome.ACCEPTED, Reason.FITS, view.available_csu)
+
+
+def low_funds(view: FundsView, spent_csu: int, warn_below: Decimal) -> Sequence[Funds]:
+    """The account, and the user inside it, if less than ``warn_below`` of its limit is left after ``spent_csu``."""
+    if not warn_below:
+        return ()
+    sides = (
+        (view.account, view.account_available_csu),
+        (view.user, view.user_available_csu),
+    )
+    return [
+        funds
+        for funds, available_csu in sides
+        if funds is not None
+        and funds.limit_csu is not None
+        and available_csu is not None
+        and available_csu - spent_csu < warn_below * funds.limit_csu
+    ]
 
 
 def is_exempt(

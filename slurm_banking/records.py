@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Mapping, Optional, Tuple
+
+from slurm_banking.amounts import share_csu
+from slurm_banking.tres import Tres
 
 #: A time limit without bound.
 UNLIMITED = -1
@@ -49,10 +53,30 @@ class Reason(enum.Enum):
     NO_ACCOUNT = "no_account"  #: neither given nor a default
     NOT_ASSOCIATED = "not_associated"
     UNLIMITED_TIME = "unlimited_time"  #: no limit, no partition limit, and no horizon configured
+    QUEUE_FULL = "queue_full"  #: slurmctld has no room for it (MaxJobCount); sbatch tries again
     MALFORMED = "malformed"  #: an array expression or a number that Slurm would refuse too
     FUNDS_UNKNOWN = "funds_unknown"  #: nobody could say in time
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     DISABLED = "disabled"
+
+
+@dataclass(frozen=True)
+class NodeShape:
+    """Nodes of a partition that are alike, as slurm.conf describes them."""
+
+    count: int  #: nodes of this shape
+    cpus: int  #: as Slurm counts them: hardware threads, or fewer where slurm.conf says so
+    sockets: int = 1  #: of the whole node, all boards together
+    cores: int = 1  #: per socket
+    threads: int = 1  #: per core
+    memory_mb: int = 0  #: RealMemory
+    memory_spec_mb: int = 0  #: MemSpecLimit: never allocated
+    core_spec: int = 0  #: CoreSpecCount, cores that jobs do not get
+    gpus: Tuple[Tuple[str, int], ...] = ()  #: (type, count) on each node; type "" where none is given
+
+    @property
+    def gpu_count(self) -> int:
+        return sum(count for _, count in self.gpus)
 
 
 @dataclass(frozen=True)
@@ -63,13 +87,26 @@ class Partition:
     found: bool = True
     default_time_min: Optional[int] = None  #: None: none is set. UNLIMITED possible.
     max_time_min: int = UNLIMITED
-    exclusive: bool = False
-    node_cpus_max: int = 0  #: 0: not known
-    node_cpus_min: int = 0
+    exclusive: bool = False  #: whole nodes always (OverSubscribe=EXCLUSIVE, select/linear)
     max_cpus_per_node: Optional[int] = None
-    threads_per_core: int = 1
     total_cpus: int = 0
     total_nodes: int = 0
+    max_nodes: Optional[int] = None  #: per job
+    shapes: Tuple[NodeShape, ...] = ()  #: of its nodes; empty: not known
+    #: What select/cons_res and cons_tres hand out: "cpu", "core" or "socket"; "node" with select/linear.
+    unit: str = "core"
+    memory_tracked: bool = True  #: memory is a consumable resource (CR_..._Memory)
+    one_task_per_core: bool = False  #: CR_ONE_TASK_PER_CORE
+    #: DefMemPerCPU or DefMemPerNode, MaxMemPerCPU or MaxMemPerNode in MB, of the partition or else the cluster; None: none
+    def_mem_mb: Optional[int] = None
+    def_mem_per_cpu: bool = False
+    max_mem_mb: Optional[int] = None
+    max_mem_per_cpu: bool = False
+    def_cpus_per_gpu: Optional[int] = None
+    def_mem_per_gpu_mb: Optional[int] = None
+    #: TRESBillingWeights by TRES name in lower case, memory per GB; None: billing is the number of CPUs
+    billing_weights: Optional[Mapping[str, Decimal]] = None
+    billing_max: bool = False  #: PriorityFlags=MAX_TRES
 
 
 @dataclass(frozen=True)
@@ -84,6 +121,7 @@ class Submission:
     user_name: str = ""  #: "": slurmctld does not know the name
     qos: Optional[str] = None
     associated: bool = True
+    room: Optional[int] = None  #: jobs and tasks that slurmctld's table has room for; None: not known
     time_limit_min: Optional[int] = None  #: None: the partition's default
     time_min_min: Optional[int] = None
     min_cpus: int = 1
@@ -93,16 +131,25 @@ class Submission:
     num_tasks: Optional[int] = None
     cpus_per_task: Optional[int] = None
     ntasks_per_node: Optional[int] = None
+    ntasks_per_socket: Optional[int] = None
+    ntasks_per_core: Optional[int] = None
+    ntasks_per_tres: Optional[int] = None  #: tasks per GPU
+    sockets_per_node: Optional[int] = None
+    cores_per_socket: Optional[int] = None
     threads_per_core: Optional[int] = None
-    core_spec: Optional[int] = None
+    pn_min_cpus: Optional[int] = None  #: --mincpus, CPUs per node
+    core_spec: Optional[int] = None  #: cores per node; with ``thread_spec``, threads
+    thread_spec: bool = False
     overcommit: bool = False
     exclusive: bool = False
-    memory_mb: Optional[int] = None
+    memory_mb: Optional[int] = None  #: per node, or per CPU; 0: all of the node's
     memory_per_cpu: bool = False
-    tres_per_job: str = ""
+    tres_per_job: str = ""  #: as Slurm writes it: "gres:gpu:a100:4"
     tres_per_node: str = ""
     tres_per_socket: str = ""
     tres_per_task: str = ""
+    cpus_per_tres: str = ""  #: --cpus-per-gpu: "gres:gpu:4"
+    mem_per_tres: str = ""  #: --mem-per-gpu, MB: "gres:gpu:4096"
     array_inx: str = ""
     het_job_offset: Optional[int] = None
     name: str = ""
@@ -117,13 +164,34 @@ class Estimate:
     per_task_csu: int
     tasks: int
     partition: str  #: the dearest candidate
-    cpus: int
-    nodes: int
+    tres: Tres  #: of one task: the most that Slurm could allocate there
     time_limit_min: int
-    price_su: str  #: SU per CPU-hour, as written in the configuration, times the QOS multiplier
-    price_version: str
+    price: Mapping[str, Any]  #: "rates", "qos_multiplier", "price_version": Price.inputs()
     qos: Optional[str] = None
     warnings: Tuple[str, ...] = ()
+    lien_share: Decimal = Decimal(1)  #: of the cost that is set aside
+
+    @property
+    def per_task_lien_csu(self) -> int:
+        """What is set aside for one task."""
+        return share_csu(self.per_task_csu, self.lien_share)
+
+    @property
+    def lien_csu(self) -> int:
+        """What is set aside for all of it; also what must fit."""
+        return self.per_task_lien_csu * self.tasks
+
+    @property
+    def cpus(self) -> int:
+        return self.tres.cpus
+
+    @property
+    def nodes(self) -> int:
+        return self.tres.nodes
+
+    @property
+    def price_version(self) -> str:
+        return str(self.price["price_version"])
 
     def inputs(self) -> Mapping[str, Any]:
         """What is stored with an entry, so that the sum can be shown again years later."""
@@ -132,10 +200,11 @@ class Estimate:
             "qos": self.qos,
             "cpus": self.cpus,
             "nodes": self.nodes,
+            "tres": str(self.tres),
             "time_limit_min": self.time_limit_min,
             "tasks": self.tasks,
-            "price_su": self.price_su,
-            "price_version": self.price_version,
+            **self.price,
+            **({} if self.lien_share == 1 else {"lien_share": format(self.lien_share, "f")}),
         }
 
 
@@ -153,8 +222,17 @@ class JobUpdate:
     running: bool = False
     task_count: int = 1
     total_cpus: int = 0
+    tres: Tres = Tres()  #: allocated, of a running job
     operator_caller: bool = False
     start_time: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a run between two resizes."""
+
+    tres: Tres
+    seconds: int  #: that it had these, suspension taken out
 
 
 @dataclass(frozen=True)
@@ -181,7 +259,7 @@ class Run:
     qos: Optional[str] = None
     nodes: str = ""  #: Slurm's host list expression
     node_count: int = 0
-    tres_alloc: str = ""
+    tres: Tres = Tres()  #: allocated; empty where only CPUs and nodes are known
     array_job_id: Optional[int] = None
     array_task_id: Optional[int] = None
     het_job_id: Optional[int] = None
@@ -189,7 +267,8 @@ class Run:
     time_limit_min: Optional[int] = None
     requeue: bool = False  #: Slurm will run it again
     resizing: bool = False  #: a segment, not the end
-    cpu_s: Optional[int] = None  #: CPU-seconds, if its CPUs changed while it ran
+    segments: Tuple[Segment, ...] = ()  #: if it was resized while it ran; empty: it never was
+    cancelled_by_admin: bool = False  #: by root, SlurmUser or an operator, and not their own job
     name: str = ""
     admin_comment: str = ""
     source: str = "jobcomp"  #: "jobcomp", "sacct", "squeue"
@@ -218,6 +297,7 @@ class QueuedJob:
     het_job_id: Optional[int] = None
     het_job_offset: Optional[int] = None
     restart_count: int = 0
+    tres: Tres = Tres()  #: allocated, of a started job; empty where squeue does not tell
     start_time: Optional[int] = None  #: only when it has started
     node_list: str = ""
     name: str = ""

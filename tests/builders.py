@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from slurm_banking.records import Funds, FundsKind, Partition, Run, Submission
+from slurm_banking.records import Funds, FundsKind, NodeShape, Partition, Run, Submission
 
 SUBMITTED = 1_795_000_000
 
 
 def a_partition(**changes: Any) -> Partition:
     values: dict[str, Any] = dict(
-        name="main", default_time_min=60, max_time_min=1440, node_cpus_max=8, node_cpus_min=8,
-        total_cpus=16, total_nodes=2,
+        name="main", default_time_min=60, max_time_min=1440, total_cpus=16, total_nodes=2,
+        shapes=(NodeShape(count=2, cpus=8, cores=8, memory_mb=16000),),
     )  # fmt: skip
     return Partition(**{**values, **changes})
 

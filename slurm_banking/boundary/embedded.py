@@ -16,7 +16,7 @@ from slurm_banking.boundary.engine import DEBUG, ERROR, INFO, Engine
 from slurm_banking.boundary.starter import start_relay
 from slurm_banking.config import Config
 from slurm_banking.errors import BankingError
-from slurm_banking.records import Outcome, Verdict
+from slurm_banking.records import Outcome, Reason, Verdict
 
 _engine: Optional[Engine] = None
 _engine_lock = threading.Lock()
@@ -87,9 +87,15 @@ def attach(ffi: Any, lib: Any) -> None:
         put(reply.message, verdict.message, lib.BANKING_MESSAGE_SIZE)
         put(reply.token, verdict.token, lib.BANKING_TOKEN_SIZE)
         # Undecided was settled by [Policy] undecided: what is not refused here is accepted.
-        reply.verdict = (
-            lib.BANKING_REFUSED if verdict.outcome is Outcome.REFUSED else lib.BANKING_ACCEPTED
-        )
+        if verdict.outcome is not Outcome.REFUSED:
+            reply.verdict = lib.BANKING_ACCEPTED
+        elif verdict.reason is Reason.QUEUE_FULL:
+            reply.verdict = lib.BANKING_NO_ROOM
+        else:
+            reply.verdict = lib.BANKING_REFUSED
+
+    def complain(line: str) -> None:
+        log(ERROR, line)
 
     def start(host: Any, reply: Any) -> None:
         global _make_engine, _tried_at
@@ -115,26 +121,30 @@ def attach(ffi: Any, lib: Any) -> None:
         log(
             INFO,
             f"ready plugin={plugin} mode={config.policy.mode.value} enforce={config.policy.enforce} "
-            f"prices={config.prices.version} state_dir={config.ledger.state_dir}",
+            f"prices={_current_engine().prices(config).version} state_dir={config.ledger.state_dir}",
         )
         reply.verdict = lib.BANKING_ACCEPTED
 
     def submit(struct: Any, reply: Any) -> None:
         current = _current_engine()
-        answer(reply, current.submit(convert.submission(ffi, struct, current.cluster)))
+        submission = convert.submission(ffi, struct, current.cluster, complain=complain)
+        answer(reply, current.submit(submission))
 
     def update(struct: Any, reply: Any) -> None:
         current = _current_engine()
-        answer(reply, current.update(convert.job_update(ffi, struct, current.cluster)))
+        wanted = convert.job_update(ffi, struct, current.cluster, complain=complain)
+        answer(reply, current.update(wanted))
 
     def run_ended(struct: Any, reply: Any) -> None:
         current = _current_engine()
-        current.run_ended(convert.run(ffi, struct, current.cluster, ended=True))
+        run = convert.run(ffi, struct, current.cluster, ended=True, complain=complain)
+        current.run_ended(run)
         reply.verdict = lib.BANKING_ACCEPTED
 
     def run_started(struct: Any, reply: Any) -> None:
         current = _current_engine()
-        current.run_started(convert.run(ffi, struct, current.cluster, ended=False))
+        run = convert.run(ffi, struct, current.cluster, ended=False, complain=complain)
+        current.run_started(run)
         reply.verdict = lib.BANKING_ACCEPTED
 
     entries = {

@@ -12,7 +12,8 @@ import json
 import os
 import threading
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
+from dataclasses import replace
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 from slurm_banking import messages, settle, tokens
 from slurm_banking.amounts import format_su
@@ -21,6 +22,7 @@ from slurm_banking.config import Config, Reloader
 from slurm_banking.errors import EntryConflict, LedgerError
 from slurm_banking.estimate import Hints, Unpriceable, estimate, what_would_fit
 from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction, new_lien_id
+from slurm_banking.ledger.rows import FundsView
 from slurm_banking.ledger.store import BUSY_TIMEOUT_SLURMCTLD_MS
 from slurm_banking.policy import (
     FUNDS_REASONS,
@@ -28,7 +30,9 @@ from slurm_banking.policy import (
     counts_while_queued,
     decide,
     is_exempt,
+    low_funds,
 )
+from slurm_banking.prices import PriceList
 from slurm_banking.records import (
     Estimate,
     JobUpdate,
@@ -38,6 +42,7 @@ from slurm_banking.records import (
     Submission,
     Verdict,
 )
+from slurm_banking.tres import Tres
 
 ERROR, INFO, DEBUG = 1, 2, 3
 
@@ -52,6 +57,42 @@ ACTOR = "slurmctld"
 RESCAN_NAME = "rescan"
 
 Log = Callable[[int, str], None]
+
+#: What decides whether an estimate is the one that something was set aside for.
+_PRICED = ("partition", "qos", "tres", "time_limit_min")
+
+
+class _InForce(NamedTuple):
+    """The price list of a configuration, and the times (unix seconds) between which it is in force."""
+
+    config: Config
+    from_s: float
+    until_s: float
+    prices: PriceList
+
+
+def _in_force(config: Config, now_s: float) -> _InForce:
+    dates = [float(from_s) for from_s, _ in config.dated_prices]
+    return _InForce(
+        config=config,
+        from_s=max((date for date in dates if date <= now_s), default=float("-inf")),
+        until_s=min((date for date in dates if date > now_s), default=float("inf")),
+        prices=config.prices_at(int(now_s)),
+    )
+
+
+class _Check(NamedTuple):
+    """What a verdict is made of, as read and decided in one transaction."""
+
+    view: FundsView
+    decision: Decision
+    cost_csu: int  #: to be set aside
+    freed_csu: int  #: of that, set aside for the same job already
+    running: Optional[Tres]  #: what a running job has
+
+    @property
+    def needed_csu(self) -> int:
+        return self.cost_csu - self.freed_csu
 
 
 class Engine:
@@ -75,6 +116,7 @@ class Engine:
         self._prices_recorded: str = ""
         self._ledger_problem = ""
         config = self.config()
+        self._in_force = _in_force(config, time.time())
         for warning in config.warnings:
             self.log(INFO, f"config_warning {warning}")
         try:
@@ -90,6 +132,14 @@ class Engine:
         if problem is not None:
             self.log(ERROR, f"config_rejected keeping=last_good problem={problem}")
         return config
+
+    def prices(self, config: Config) -> PriceList:
+        """The price list in force now. Lists with a date come into force by themselves."""
+        now_s = time.time()
+        known = self._in_force
+        if known.config is not config or not known.from_s <= now_s < known.until_s:
+            self._in_force = known = _in_force(config, now_s)
+        return known.prices
 
     def ledger(self, config: Config) -> Ledger:
         """The ledger of the configured state directory, opened when it is first needed.
@@ -123,9 +173,10 @@ class Engine:
     def _ready(self, tx: Transaction, config: Config) -> bool:
         """Prices recorded; whether the ledger was compared with Slurm since it was new, lost or unclean."""
         self._ledger_problem = ""
-        if self._prices_recorded != config.prices.version:
-            settle.record_prices(tx, config)
-            self._prices_recorded = config.prices.version
+        version = self.prices(config).version
+        if self._prices_recorded != version:
+            settle.record_prices(tx, config, int(time.time()))
+            self._prices_recorded = version
         return tx.complete
 
     # -- submissions ------------------------------------------------------------------------------------------------
@@ -151,13 +202,16 @@ class Engine:
                 reason=problem.reason,
                 message=messages.refused(problem.reason, sub.account, problem.detail),
             )
+        if sub.room is not None and cost.tasks > sub.room:
+            # Slurm would refuse it after us, and sbatch try again, each time with another lien.
+            return Verdict(outcome=Outcome.REFUSED, reason=Reason.QUEUE_FULL, estimate=cost)
         lien_id = new_lien_id()
 
         def set_aside(tx: Transaction, reason: Reason) -> str:
             tx.open_lien(
                 account=sub.account or "",
                 user_id=sub.job_user_id,
-                per_task_csu=cost.per_task_csu,
+                per_task_csu=cost.per_task_lien_csu,
                 tasks=cost.tasks,
                 origin="submit",
                 inputs=cost.inputs(),
@@ -171,7 +225,7 @@ class Engine:
             return str(
                 tokens.Token(
                     lien_id=lien_id,
-                    per_task_csu=cost.per_task_csu,
+                    per_task_csu=cost.per_task_lien_csu,
                     price_version=cost.price_version,
                 )
             )
@@ -207,15 +261,16 @@ class Engine:
         config: Config,
         *,
         tasks: Optional[int] = None,
-        cpus: Optional[int] = None,
+        running: Optional[Tres] = None,
     ) -> Estimate:
         return estimate(
             sub,
-            config.prices,
+            self.prices(config),
             unlisted=config.policy.unlisted_partition,
             horizon_min=config.policy.horizon_min,
             tasks=tasks,
-            cpus=cpus,
+            running=running,
+            lien_share=config.policy.lien_share,
         )
 
     def _decide(
@@ -226,14 +281,19 @@ class Engine:
         job_id: Optional[int],
         set_aside: Callable[[Transaction, Reason], str],
         find: Optional[Callable[[Transaction], Tuple[int, int]]] = None,
+        refused: Optional[Callable[[Transaction, Verdict], None]] = None,
+        running: Optional[Tres] = None,
     ) -> Verdict:
         """Check and set aside in one transaction; ask the relay once if the bank's word is missing or old.
 
-        ``find`` runs first in the transaction: what the job costs, and what of that is set aside for it already.
+        ``find`` runs first in the transaction: what is to be set aside for the job, and what of that is already.
+        ``refused`` runs last if the verdict is that. ``running``: what a running job has, to say what would fit.
         """
         account = sub.account or ""
+        overdraft_csu = config.policy.overdraft_csu
         asked = False
-        cost_csu, freed_csu = cost.cost_csu, 0
+        cost_csu, freed_csu = cost.lien_csu, 0
+        verdict: Optional[Verdict] = None
         while True:
             now = int(time.time())
             try:
@@ -242,7 +302,13 @@ class Engine:
                     if find is not None:
                         cost_csu, freed_csu = find(tx)
                     view = tx.funds_view(account, sub.job_user_id)
-                    decision = decide(cost_csu, view, config.policy.mode, freed_csu=freed_csu)
+                    decision = decide(
+                        cost_csu,
+                        view,
+                        config.policy.mode,
+                        freed_csu=freed_csu,
+                        overdraft_csu=overdraft_csu,
+                    )
                     if not complete and decision.reason in FUNDS_REASONS | {Reason.FITS}:
                         # What is set aside for the jobs in Slurm's queue is not all there yet.
                         decision = Decision(Outcome.UNDECIDED, Reason.LEDGER_UNAVAILABLE)
@@ -255,11 +321,17 @@ class Engine:
                         ask = True
                     else:
                         ask = False
-                        return self._settled(
-                            tx, config, sub, cost, decision, job_id, now, set_aside, freed_csu
+                        check = _Check(view, decision, cost_csu, freed_csu, running)
+                        verdict = self._settled(
+                            tx, config, sub, cost, check, job_id, now, set_aside
                         )
+                        if refused is not None and verdict.outcome is Outcome.REFUSED:
+                            refused(tx, verdict)
+                        return verdict
             except LedgerError as error:
                 self._ledger_failed(error)
+                if verdict is not None and verdict.outcome is Outcome.REFUSED:
+                    return verdict  # only the note of it could not be written
                 return self._undecided(Reason.LEDGER_UNAVAILABLE, cost, config, account)
             if ask:
                 self.asker.refresh(config.relay.socket, account, sub.job_user_id, FRESH_S)
@@ -270,14 +342,15 @@ class Engine:
         config: Config,
         sub: Submission,
         cost: Estimate,
-        decision: Decision,
+        check: _Check,
         job_id: Optional[int],
         now: int,
         set_aside: Callable[[Transaction, Reason], str],
-        freed_csu: int,
     ) -> Verdict:
         """Within the transaction of the check: set aside what is accepted, or say why not."""
         account = sub.account or ""
+        decision = check.decision
+        overdraft_csu = config.policy.overdraft_csu
         outcome, reason = decision.outcome, decision.reason
         note = None
         would_be: Optional[Outcome] = None
@@ -289,35 +362,42 @@ class Engine:
             elif outcome is Outcome.UNDECIDED:
                 return self._undecided(reason, cost, config, account, tx, set_aside)
             elif config.policy.enforce == "log":
-                note = messages.would_be_refused(reason, account, decision.available_csu)
+                note = messages.would_be_refused(
+                    reason, account, decision.available_csu, overdraft_csu
+                )
                 outcome, would_be = Outcome.ACCEPTED, outcome
         if outcome is Outcome.ACCEPTED:
             token = set_aside(tx, reason)
             left = decision.available_csu
             if left is not None:
-                left += freed_csu - cost.cost_csu
-            message = ""
+                left -= check.needed_csu
+            lines = []
             if config.policy.tell_estimate:
-                message = messages.accepted(account, cost, left, note)
+                lines.append(messages.accepted(account, cost, left, note))
+            if check.needed_csu > 0:
+                warn_below = config.policy.warn_below
+                low = low_funds(check.view, check.needed_csu, warn_below)
+                lines += [messages.low_funds(funds, warn_below) for funds in low]
             return Verdict(
                 outcome=outcome,
                 reason=reason,
                 estimate=cost,
                 token=token,
-                message=message,
+                message="\n".join(lines),
                 available_csu=decision.available_csu,
                 would_be=would_be,
             )
         if reason in (Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_USER_FUNDS):
             available = decision.available_csu or 0
             aside = tx.set_aside(account)
+            room_csu = available + overdraft_csu + check.freed_csu
+            if job_id is None:
+                hints = self._hints(sub, config, room_csu)
+            else:  # an update takes no tasks out of an array
+                found = self._hints(sub, config, room_csu, cost.tasks, check.running)
+                hints = replace(found, tasks=None, array=None)
             message = messages.insufficient(
-                account,
-                cost,
-                available,
-                reason,
-                aside,
-                self._hints(sub, config, available + freed_csu, cost),
+                account, cost, available, reason, aside, hints, overdraft_csu
             )
             return Verdict(
                 outcome=outcome,
@@ -335,15 +415,24 @@ class Engine:
             available_csu=decision.available_csu,
         )
 
-    def _hints(self, sub: Submission, config: Config, available_csu: int, cost: Estimate) -> Hints:
+    def _hints(
+        self,
+        sub: Submission,
+        config: Config,
+        available_csu: int,
+        tasks: Optional[int] = None,
+        running: Optional[Tres] = None,
+    ) -> Hints:
         try:
             return what_would_fit(
                 sub,
-                config.prices,
+                self.prices(config),
                 available_csu,
                 unlisted=config.policy.unlisted_partition,
                 horizon_min=config.policy.horizon_min,
-                tasks=cost.tasks,
+                tasks=tasks,
+                running=running,
+                lien_share=config.policy.lien_share,
             )
         except Unpriceable:
             return Hints()
@@ -383,7 +472,7 @@ class Engine:
 
     def _enforced(self, verdict: Verdict, config: Config, account: Optional[str]) -> Verdict:
         """``enforce = "log"`` turns every refusal into an accepted, unchecked submission; contact under a refusal."""
-        if verdict.outcome is not Outcome.REFUSED:
+        if verdict.outcome is not Outcome.REFUSED or verdict.reason is Reason.QUEUE_FULL:
             return verdict
         if config.policy.enforce == "log":
             return Verdict(
@@ -443,69 +532,65 @@ class Engine:
         sub = update.wanted
         early = self._without_funds(sub, config)
         if early is not None:
-            return early
+            return self._refused_early(early, update, config)
+        running = None
+        if update.running:
+            running = update.tres if update.tres.cpus else Tres(cpus=max(1, update.total_cpus))
         try:
-            cost = self._estimate(
-                sub,
-                config,
-                tasks=update.task_count,
-                cpus=update.total_cpus if update.running else None,
-            )
+            cost = self._estimate(sub, config, tasks=update.task_count, running=running)
         except Unpriceable as problem:
-            return Verdict(
+            verdict = Verdict(
                 outcome=Outcome.REFUSED,
                 reason=problem.reason,
                 message=messages.refused(problem.reason, sub.account, problem.detail),
             )
-        found: Dict[str, Any] = {}
+            return self._refused_early(verdict, update, config)
+        inputs = cost.inputs()
+        current: Union[LedgerRun, Lien, None] = None
+        wanted_csu = cost.per_task_lien_csu  # for one task
 
         def find(tx: Transaction) -> Tuple[int, int]:
-            found["current"] = current = self._set_aside_for(tx, update)
+            nonlocal current, wanted_csu
+            current = self._set_aside_for(tx, update)
+            wanted_csu = cost.per_task_lien_csu
             if current is None or current.account != sub.account:
-                return cost.cost_csu, 0
+                return cost.lien_csu, 0
+            if all(current.inputs.get(key) == inputs[key] for key in _PRICED):
+                wanted_csu = 0  # as it is: whatever prices are now, it costs no more
+            elif isinstance(current, LedgerRun) and running is not None:
+                wanted_csu += settle.given_back_csu(tx, current, running, cost.price)
             if isinstance(current, LedgerRun):
-                now_csu = max(current.ledger_csu, cost.per_task_csu)
+                now_csu = max(current.ledger_csu, wanted_csu)
                 return now_csu, current.ledger_csu if current.counted else now_csu
             # A lien speaks for all tasks of an array that have not started, whichever record was updated.
-            now_csu = current.tasks_left * max(
-                current.per_task_csu, current.proposed_csu or 0, cost.per_task_csu
-            )
+            before_csu = max(current.per_task_csu, current.proposed_csu or 0)
+            now_csu = current.tasks_left * max(before_csu, wanted_csu)
             if current.origin == "grandfathered":
                 return now_csu, now_csu
             if current.counted:
                 return now_csu, current.amount_csu
-            grows = cost.per_task_csu > max(current.per_task_csu, current.proposed_csu or 0)
-            return now_csu, 0 if grows else now_csu
+            return now_csu, 0 if wanted_csu > before_csu else now_csu
 
         def set_aside(tx: Transaction, reason: Reason) -> str:
-            current = found["current"]
             why = f"update: {reason.value}"
             if isinstance(current, LedgerRun):
-                if cost.per_task_csu > max(current.lien_csu, current.proposed_csu or 0):
+                if wanted_csu > max(current.lien_csu, current.proposed_csu or 0):
                     tx.propose_for_run(
-                        current,
-                        cost_csu=cost.per_task_csu,
-                        inputs=cost.inputs(),
-                        actor=ACTOR,
-                        reason=why,
+                        current, cost_csu=wanted_csu, inputs=inputs, actor=ACTOR, reason=why
                     )
-            elif isinstance(current, Lien) and current.account == sub.account:
-                if cost.per_task_csu > max(current.per_task_csu, current.proposed_csu or 0):
+            elif current is not None and current.account == sub.account:
+                if wanted_csu > max(current.per_task_csu, current.proposed_csu or 0):
                     tx.propose(
-                        current,
-                        per_task_csu=cost.per_task_csu,
-                        inputs=cost.inputs(),
-                        actor=ACTOR,
-                        reason=why,
+                        current, per_task_csu=wanted_csu, inputs=inputs, actor=ACTOR, reason=why
                     )
             else:
                 tx.open_lien(
                     account=sub.account or "",
                     user_id=sub.job_user_id,
-                    per_task_csu=cost.per_task_csu,
+                    per_task_csu=cost.per_task_lien_csu,
                     tasks=cost.tasks,
                     origin="update",
-                    inputs=cost.inputs(),
+                    inputs=inputs,
                     reason=why,
                     actor=ACTOR,
                     counted=counts_while_queued(config.policy.mode),
@@ -518,7 +603,19 @@ class Engine:
                 )
             return ""
 
-        verdict = self._decide(config, sub, cost, update.job_id, set_aside, find)
+        def refused(tx: Transaction, verdict: Verdict) -> None:
+            self._note_refused(tx, update, verdict, current)
+
+        verdict = self._decide(
+            config,
+            sub,
+            cost,
+            update.job_id,
+            set_aside,
+            find=find,
+            refused=refused,
+            running=running,
+        )
         if verdict.outcome is Outcome.REFUSED:
             return verdict
         return Verdict(
@@ -530,7 +627,46 @@ class Engine:
             would_be=verdict.would_be,
         )
 
-    def _set_aside_for(self, tx: Transaction, update: JobUpdate) -> Any:
+    def _refused_early(self, verdict: Verdict, update: JobUpdate, config: Config) -> Verdict:
+        """What was refused before anything was looked up leaves its note, too."""
+        if verdict.outcome is Outcome.REFUSED and config.policy.enforce != "log":
+            try:
+                with self.ledger(config).transaction() as tx:
+                    self._note_refused(tx, update, verdict, self._set_aside_for(tx, update))
+            except LedgerError as error:
+                self._ledger_failed(error)
+        return verdict
+
+    def _note_refused(
+        self,
+        tx: Transaction,
+        update: JobUpdate,
+        verdict: Verdict,
+        current: Union[LedgerRun, Lien, None],
+    ) -> None:
+        """Up to 22.05 scontrol does not show why: ``slurm-banking why JOB`` does."""
+        sub = update.wanted
+        inputs: Dict[str, Any] = {
+            "message": verdict.message,
+            "by_user": sub.submit_user_id,
+            "available_csu": verdict.available_csu,
+        }
+        if verdict.estimate is not None:
+            inputs.update(verdict.estimate.inputs(), estimate_csu=verdict.estimate.cost_csu)
+        account = sub.account if sub.associated else None
+        tx.note_once(
+            job_id=update.job_id,
+            submit_time=update.submit_time,
+            restart_count=update.restart_count,
+            lien_id=None if current is None else current.lien_id,
+            reason=f"update refused: {verdict.reason.value}",
+            account=current.account if current is not None else account or "",
+            user_id=sub.job_user_id,
+            actor=ACTOR,
+            inputs=inputs,
+        )
+
+    def _set_aside_for(self, tx: Transaction, update: JobUpdate) -> Union[LedgerRun, Lien, None]:
         """The running run or the open lien of the job, whatever its account; None: nothing is set aside for it."""
         if update.running:
             run = tx.find_run(update.job_id, update.submit_time, update.restart_count)

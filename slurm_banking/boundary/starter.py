@@ -22,6 +22,8 @@ def start_relay(config: Config) -> Optional[str]:
     if not os.access(command, os.X_OK):
         return f"{config.path}: [Relay] command = {command!r}: no such program; expected the path of slurm-banking"
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+    if "TZ" in os.environ:  # dates in the configuration mean the same there
+        environment["TZ"] = os.environ["TZ"]
     slurm_conf = os.path.join(os.path.dirname(config.path), "slurm.conf")
     if os.path.exists(slurm_conf):
         environment["SLURM_CONF"] = slurm_conf

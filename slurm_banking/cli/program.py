@@ -189,6 +189,14 @@ def _why(args: argparse.Namespace) -> int:
     return OK
 
 
+def _explain(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import explain
+
+    answer = ask_relay(args, {"op": "explain", "job": args.job})
+    _show(args, answer, lambda: explain.explained(answer))
+    return OK
+
+
 def _allow(args: argparse.Namespace) -> int:
     from slurm_banking.cli import render
 
@@ -341,17 +349,14 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
         name: str,
         run: Callable[[argparse.Namespace], int],
         text: str,
-        *aliases: str,
         group: str = FOR_USERS,
         to_json: bool = True,
         asks: bool = True,
     ) -> argparse.ArgumentParser:
-        also = f" (also: {', '.join(aliases)})" if aliases else ""
-        listed[group].append(_listed(name, text + also))
+        listed[group].append(_listed(name, text))
         made: argparse.ArgumentParser = commands.add_parser(
             name,
             description=text[0].upper() + text[1:] + ".",
-            aliases=list(aliases),
             parents=[common if asks else _common(suppressed=True, asks=False)],
             allow_abbrev=False,
         )
@@ -402,9 +407,10 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
 
     sbatch.add_options(made)
 
-    made = command(
-        "why", _why, "the whole story of a job's cost, from the ledger's entries", "explain"
-    )
+    made = command("why", _why, "the whole story of a job's cost, from the ledger's entries")
+    made.add_argument("job", metavar="JOB", help="a job id, 123, or a task of an array, 123_4")
+
+    made = command("explain", _explain, "each sum of a job again, from what its entries stored")
     made.add_argument("job", metavar="JOB", help="a job id, 123, or a task of an array, 123_4")
 
     command("exceptions", _exceptions, "exceptions in force for you; for operators, all of them")

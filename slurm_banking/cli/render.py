@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from slurm_banking.cli import price
 from slurm_banking.cli.text import (
     ago,
-    cpus,
     day,
     duration,
     jobs,
@@ -159,7 +159,7 @@ def statement(answer: Answer) -> List[str]:
             plain(row["user_name"]) or str(row["user_id"]),
             row["partition"],
             row["state"].lower() if row["kind"] == "charge" else "restated",
-            _sum_of(row),
+            price.charge(row, brief=True),
             su(row["amount_csu"]),
             "" if row["delivered"] else ("parked" if row["parked"] else "waiting"),
         ]
@@ -194,13 +194,6 @@ def statement(answer: Answer) -> List[str]:
     return lines
 
 
-def _sum_of(row: Answer) -> str:
-    """The multiplication that an amount came from."""
-    price = row.get("price_su")
-    text = f"{cpus(row['cpus'])} x {duration(row['elapsed_s'])}"
-    return text if price is None else f"{text} x {price}"
-
-
 # -- jobs -----------------------------------------------------------------------------------------------------------
 
 
@@ -217,7 +210,7 @@ def job_list(answer: Answer) -> List[str]:
                 lien["account"],
                 str(inputs.get("partition", "-")),
                 _queued_state(lien),
-                cpus(int(inputs.get("cpus", 0))),
+                price.computing(inputs),
                 minutes(inputs.get("time_limit_min")) + tasks,
                 su(lien["shown_csu"]),
             ]
@@ -246,7 +239,7 @@ def job_list(answer: Answer) -> List[str]:
         "ACCOUNT",
         "PARTITION",
         "STATE",
-        "CPUS",
+        "RESOURCES",
         "LIMIT OR ELAPSED",
         "SU",
     ]
@@ -269,7 +262,7 @@ def _run_cells(run: Answer, state: str, time: str, csu: Optional[int]) -> List[s
         run["account"],
         run["partition"],
         state,
-        cpus(run["cpus"]),
+        price.computing({"cpus": run["cpus"], **run["inputs"]}),
         time,
         su(csu),
     ]
@@ -289,10 +282,18 @@ def quote(answer: Answer) -> List[str]:
             lines.append(
                 f"{su(cost['per_task_csu'])} SU x {cost['tasks']} tasks = up to {su(cost['cost_csu'])} SU"
             )
+        if not price.is_of_cpus(cost):
+            lines.append(f"an hour: {price.hour(cost['hour'])}")
+        if cost["lien_csu"] != cost["cost_csu"]:
+            lines.append(
+                f"set aside: a share of {cost['lien_share']} of that, {su(cost['lien_csu'])} SU"
+            )
         where = f"{cost['nodes']} node" + ("" if cost["nodes"] == 1 else "s")
+        if not price.is_of_cpus(cost):
+            where += f" ({cost['tres']})"
         qos = "" if cost["qos"] is None else f", QOS {cost['qos']}"
-        if cost["qos_multiplier"] not in (None, "1"):
-            qos += f" (price {cost['partition_su']} x {cost['qos_multiplier']})"
+        if price.is_of_cpus(cost) and cost["qos_multiplier"] not in (None, "1"):
+            qos += f" (price {cost['rates']} x {cost['qos_multiplier']})"
         lines.append(
             f"account {answer['account']}, {where}{qos}, price list {cost['price_version']}"
         )
@@ -308,19 +309,16 @@ def quote(answer: Answer) -> List[str]:
 
 
 def _estimate_sum(inputs: Answer) -> str:
-    return (
-        f"{cpus(int(inputs.get('cpus', 0)))} x {minutes(inputs.get('time_limit_min'))} x "
-        f"{inputs.get('price_su')} SU per CPU-hour"
-    )
+    return price.product(inputs, minutes(inputs.get("time_limit_min")))
 
 
 # -- why ------------------------------------------------------------------------------------------------------------
 
 
 def why(answer: Answer) -> List[str]:
-    subject: Dict[str, Any] = dict((answer["runs"] or answer["liens"])[0])
-    name = f" ({plain(subject['name'])})" if subject["name"] else ""
-    user = plain(subject["user_name"]) or f"uid {subject['user_id']}"
+    subject: Dict[str, Any] = dict((answer["runs"] or answer["liens"] or answer["entries"])[0])
+    name = f" ({plain(subject['name'])})" if subject.get("name") else ""
+    user = plain(subject.get("user_name") or "") or f"uid {subject['user_id']}"
     lines = [f"Job {answer['job']}{name} of {user}, account {subject['account']}", ""]
     for entry in answer["entries"]:
         lines.append(f"{local(entry['at'])}  {_told(entry)}")
@@ -329,6 +327,8 @@ def why(answer: Answer) -> List[str]:
             f"... and {answer['entries_left_out']} more entries; ask for one task: {answer['job']}_TASK"
         )
     lines += ["", *_now(answer)]
+    if answer["runs"] or answer["liens"]:
+        lines.append(f"Each sum in full: slurm-banking explain {answer['job']}")
     return lines
 
 
@@ -377,8 +377,8 @@ def _moved(csu: int) -> str:
 
 def _charge_sum(inputs: Answer) -> str:
     return (
-        f"{cpus(int(inputs.get('cpus') or 0))} x {duration(int(inputs.get('elapsed_s') or 0))} x "
-        f"{inputs.get('price_su')} SU per CPU-hour in {inputs.get('partition')}, price list {inputs.get('price_version')}"
+        f"{price.charge(inputs)} in {inputs.get('partition')}, "
+        f"price list {inputs.get('price_version')}"
     )
 
 
@@ -399,8 +399,7 @@ def _now(answer: Answer) -> List[str]:
             lines.append(f"Now: {job} runs, {su(run['lien_csu'])} SU set aside{counted}.")
         else:
             lines.append(
-                f"Charge of {job}: {cpus(run['cpus'])} x {duration(run['elapsed_s'])} x "
-                f"{run['inputs'].get('price_su')} SU per CPU-hour = {su(run['charge_csu'])} SU."
+                f"Charge of {job}: {price.charge(_as_charged(run))} = {su(run['charge_csu'])} SU."
             )
         lines.append("     " + _delivery(run, answer))
     if len(answer["runs"]) > 20:
@@ -408,6 +407,10 @@ def _now(answer: Answer) -> List[str]:
     if not lines:
         lines.append("Now: nothing is set aside for it, and nothing was charged.")
     return lines
+
+
+def _as_charged(run: Answer) -> Answer:
+    return {"cpus": run["cpus"], "elapsed_s": run["elapsed_s"], **run["inputs"]}
 
 
 def _delivery(run: Answer, answer: Answer) -> str:

@@ -68,7 +68,37 @@ def memory_mb(text: str) -> int:
 
 
 def _exclusive(text: str) -> bool:
-    return text == ""  # =user and =mcs share the node, among some
+    """=user and =mcs share the node, among some."""
+    word = text.strip().lower()
+    if word not in ("", "exclusive", "user", "mcs", "oversubscribe"):
+        raise ValueError("expected user or mcs, or nothing")
+    return word in ("", "exclusive")
+
+
+def extra_node_info(text: str) -> Dict[str, Any]:
+    """``S[:C[:T]]``: sockets per node, cores per socket, threads per core, each a number, the least of a range, or *."""
+    found: Dict[str, Any] = {"extra_node_info": True}
+    parts = text.strip().split(":")
+    if len(parts) > 3:
+        raise ValueError("expected SOCKETS[:CORES[:THREADS]]")
+    for key, part in zip(("sockets_per_node", "cores_per_socket", "threads_per_core"), parts):
+        if part not in ("", "*"):
+            found[key] = count(part.partition("-")[0])
+    return found
+
+
+def hint(text: str) -> str:
+    words = text.strip().lower().split(",")
+    known = ("compute_bound", "memory_bound", "multithread", "nomultithread")
+    if not all(word in known for word in words):
+        raise ValueError(f"expected {', '.join(known)}")
+    return ",".join(words)
+
+
+def nodelist(text: str) -> str:
+    if "/" in text:
+        raise ValueError("a file with hosts is not read here; give their number, --nodes")
+    return text
 
 
 #: Option, its short form, where it goes, how it is read.
@@ -79,28 +109,62 @@ _OPTIONS: Sequence[Any] = (
     ("--time", "-t", "time_limit_min", time_limit, "TIME"),
     ("--time-min", None, "time_min_min", time_limit, "TIME"),
     ("--nodes", "-N", "nodes", nodes, "N[-M]"),
+    ("--nodelist", "-w", "nodelist", nodelist, "HOSTS"),
     ("--ntasks", "-n", "num_tasks", count, "N"),
     ("--cpus-per-task", "-c", "cpus_per_task", count, "N"),
     ("--ntasks-per-node", None, "ntasks_per_node", count, "N"),
+    ("--ntasks-per-socket", None, "ntasks_per_socket", count, "N"),
+    ("--ntasks-per-core", None, "ntasks_per_core", count, "N"),
+    ("--ntasks-per-gpu", None, "ntasks_per_gpu", count, "N"),
+    ("--mincpus", None, "mincpus", count, "N"),
+    ("--sockets-per-node", None, "sockets_per_node", count, "N"),
+    ("--cores-per-socket", None, "cores_per_socket", count, "N"),
     ("--threads-per-core", None, "threads_per_core", count, "N"),
+    ("--extra-node-info", "-B", "extra", extra_node_info, "S[:C[:T]]"),
+    ("--hint", None, "hint", hint, "HINT"),
     ("--core-spec", "-S", "core_spec", count, "N"),
+    ("--thread-spec", None, "thread_spec", count, "N"),
     ("--mem", None, "memory_mb", memory_mb, "SIZE"),
     ("--mem-per-cpu", None, "memory_per_cpu_mb", memory_mb, "SIZE"),
+    ("--mem-per-gpu", None, "mem_per_gpu_mb", memory_mb, "SIZE"),
+    ("--gpus", "-G", "gpus", str, "[TYPE:]N"),
+    ("--gpus-per-node", None, "gpus_per_node", str, "[TYPE:]N"),
+    ("--gpus-per-socket", None, "gpus_per_socket", str, "[TYPE:]N"),
+    ("--gpus-per-task", None, "gpus_per_task", str, "[TYPE:]N"),
+    ("--cpus-per-gpu", None, "cpus_per_gpu", count, "N"),
+    ("--gres", None, "gres", str, "NAME[[:TYPE]:N]"),
     ("--array", "-a", "array_inx", str, "INDEXES"),
     ("--job-name", "-J", "name", str, "NAME"),
 )
 
+#: In sbatch's order.
 _VARIABLES: Mapping[str, str] = {
-    "SBATCH_PARTITION": "--partition",
     "SBATCH_ACCOUNT": "--account",
-    "SBATCH_QOS": "--qos",
-    "SBATCH_TIMELIMIT": "--time",
     "SBATCH_ARRAY_INX": "--array",
-    "SBATCH_THREADS_PER_CORE": "--threads-per-core",
     "SBATCH_CORE_SPEC": "--core-spec",
-    "SBATCH_MEM_PER_NODE": "--mem",
+    "SBATCH_CPUS_PER_GPU": "--cpus-per-gpu",
+    "SBATCH_GRES": "--gres",
+    "SBATCH_GPUS": "--gpus",
+    "SBATCH_GPUS_PER_NODE": "--gpus-per-node",
+    "SBATCH_GPUS_PER_SOCKET": "--gpus-per-socket",
+    "SBATCH_GPUS_PER_TASK": "--gpus-per-task",
+    "SLURM_HINT": "--hint",
+    "SBATCH_HINT": "--hint",
     "SBATCH_MEM_PER_CPU": "--mem-per-cpu",
+    "SBATCH_MEM_PER_GPU": "--mem-per-gpu",
+    "SBATCH_MEM_PER_NODE": "--mem",
+    "SBATCH_PARTITION": "--partition",
+    "SBATCH_QOS": "--qos",
+    "SBATCH_THREAD_SPEC": "--thread-spec",
+    "SBATCH_THREADS_PER_CORE": "--threads-per-core",
+    "SBATCH_TIMELIMIT": "--time",
 }
+
+#: Options of which only one counts: of those that are typed or in the script, more than one is an error.
+_MEMORY = ("memory_mb", "memory_per_cpu_mb", "mem_per_gpu_mb")
+_SPEC = ("core_spec", "thread_spec")
+#: Beside one of these --hint does nothing.
+_AGAINST_HINT = ("ntasks_per_core", "threads_per_core", "extra")
 
 
 def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -118,9 +182,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of sbatch that bear on the cost")
     for long, short, target, read, shown in _OPTIONS:
         names = [long] if short is None else [short, long]
+        if long == "--ntasks-per-node":
+            names.append("--tasks-per-node")
         group.add_argument(*names, dest=target, type=_reader(read), metavar=shown)
     group.add_argument(
-        "--exclusive", nargs="?", const=True, default=None, type=_exclusive, metavar="user|mcs"
+        "--exclusive",
+        nargs="?",
+        const=True,
+        default=None,
+        type=_reader(_exclusive),
+        metavar="user|mcs",
+    )
+    group.add_argument(
+        "--oversubscribe", "-s", dest="exclusive", action="store_const", const=False, default=None
     )
     group.add_argument("--overcommit", "-O", action="store_const", const=True, default=None)
 
@@ -173,7 +247,10 @@ def environment_options(environment: Mapping[str, str]) -> Dict[str, Any]:
         if environment.get(variable)
     ]
     if "SBATCH_EXCLUSIVE" in environment:
-        words.append("--exclusive")
+        how = environment["SBATCH_EXCLUSIVE"]
+        words.append(f"--exclusive={how}" if how else "--exclusive")
+    if "SBATCH_OVERCOMMIT" in environment:
+        words.append("--overcommit")
     return _parse(words)
 
 
@@ -193,12 +270,45 @@ def request_options(
 
     :raises OptionError: the script cannot be read.
     """
-    merged: Dict[str, Any] = {} if script is None else script_options(script)
-    merged.update(environment_options(environment))
     names = {option[2] for option in _OPTIONS} | {"exclusive", "overcommit"}
-    merged.update({key: command_line[key] for key in names if command_line.get(key) is not None})
+    typed: Dict[str, Any] = {} if script is None else script_options(script)
+    written = {key: command_line[key] for key in names if command_line.get(key) is not None}
+    variables = environment_options(environment)
+    merged = _settled(typed, variables, written)
     merged.update(merged.pop("nodes", {}))
+    merged.update(merged.pop("extra", {}))
     per_cpu = merged.pop("memory_per_cpu_mb", None)
     if per_cpu is not None:
         merged.update(memory_mb=per_cpu, memory_per_cpu=True)
+    return merged
+
+
+def _settled(
+    script: Mapping[str, Any], variables: Mapping[str, Any], typed: Mapping[str, Any]
+) -> Dict[str, Any]:
+    """The last word on each option, and on those that exclude each other, as sbatch has it.
+
+    For the latter, what is typed or in the script counts before the environment, and the two together are one.
+    """
+    merged = {**script, **variables, **typed}
+    # An option of the script is one of the environment where a variable replaced it.
+    outright = {key for key in script if key not in variables} | set(typed)
+    for group, option in (
+        (_MEMORY, "--mem, --mem-per-cpu, --mem-per-gpu"),
+        (_SPEC, "--core-spec, --thread-spec"),
+    ):
+        first = [key for key in group if key in outright]
+        given = first or [key for key in group if key in merged]
+        if len(given) > 1:
+            raise OptionError(f"{option}: expected one of them")
+        for key in group:
+            if first and key not in first:
+                merged.pop(key, None)
+    if "hint" in merged:
+        against = [key for key in _AGAINST_HINT if key in merged]
+        if "hint" in outright and not any(key in outright for key in against):
+            for key in against:
+                del merged[key]
+        elif against:
+            del merged["hint"]
     return merged

@@ -75,6 +75,9 @@ WHERE lien_id = :lien_id AND state != 'ended';
 UPDATE liens SET state = 'confirmed', job_id = :job_id, submit_time = :submit_time,
 	confirmed_us = COALESCE(confirmed_us, :now_us) WHERE lien_id = :lien_id AND job_id IS NULL;
 
+-- name: unsettle_lien
+UPDATE liens SET submit_time = NULL WHERE lien_id = ? AND state != 'ended';
+
 -- name: take_lien_tasks
 UPDATE liens SET tasks_left = :tasks_left, amount_csu = :amount_csu, missed = 0 WHERE lien_id = :lien_id;
 
@@ -117,13 +120,22 @@ UPDATE runs SET lien_csu = :lien_csu, inputs = :inputs, time_limit_min = :time_l
 -- name: resizes
 SELECT inputs FROM entries WHERE job_id = ? AND submit_time = ? AND kind = 'note' AND reason = 'resized' ORDER BY seq;
 
+-- name: revive_run
+UPDATE runs SET state = 'running', lien_id = :lien_id, counted = :counted, partition = :partition, qos = :qos,
+	start_time = :start_time, end_time = NULL, elapsed_s = 0, cpus = :cpus, nodes = :nodes, node_count = :node_count,
+	time_limit_min = :time_limit_min, slurm_state = :slurm_state, lien_csu = :lien_csu, charge_csu = NULL,
+	ledger_csu = :ledger_csu, bank_csu = 0, period = :period, end_acked = 0, parked = NULL, inputs = :inputs,
+	source = :source
+WHERE run_id = :run_id AND state = 'ended';
+
 -- name: recharge_run
 UPDATE runs SET charge_csu = :charge_csu, ledger_csu = :charge_csu WHERE run_id = :run_id AND state = 'ended';
 
 -- name: end_run
 UPDATE runs SET state = 'ended', slurm_state = :slurm_state, start_time = :start_time, end_time = :end_time,
 	elapsed_s = :elapsed_s, cpus = :cpus, nodes = :nodes, node_count = :node_count, partition = :partition, qos = :qos,
-	time_limit_min = :time_limit_min, charge_csu = :charge_csu, ledger_csu = :charge_csu, period = :period,
+	time_limit_min = :time_limit_min, charge_csu = :charge_csu, ledger_csu = :charge_csu,
+	bank_csu = CASE WHEN period IN ('', :period) THEN bank_csu ELSE 0 END, period = :period,
 	proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL, inputs = :inputs, source = :source,
 	end_acked = 0, parked = NULL WHERE run_id = :run_id;
 
@@ -181,13 +193,16 @@ SELECT reason FROM exceptions WHERE until > :now AND (user_id = :user_id OR job_
 SELECT * FROM exceptions WHERE until > ? ORDER BY exception_id;
 
 -- name: latest_prices
-SELECT version FROM price_lists ORDER BY in_force_us DESC LIMIT 1;
+SELECT in_force_us, version FROM price_lists ORDER BY in_force_us DESC LIMIT 1;
 
 -- name: insert_prices
-INSERT INTO price_lists VALUES (?, ?, ?) ON CONFLICT (in_force_us) DO NOTHING;
+INSERT INTO price_lists VALUES (?, ?, ?);
 
 -- name: prices_at
 SELECT version, tables FROM price_lists WHERE in_force_us <= ? ORDER BY in_force_us DESC LIMIT 1;
+
+-- name: same_note
+SELECT seq FROM entries WHERE job_id = ? AND kind = 'note' AND reason = ? AND at_us > ? LIMIT 1;
 
 -- name: entries_by_job
 SELECT * FROM entries WHERE job_id = :job_id

@@ -13,6 +13,9 @@ from slurm_banking.records import Funds, FundsKind
 #: ``user_id`` of the row that speaks of the whole account.
 WHOLE_ACCOUNT = -1
 
+#: What Slurm tells as the state of a run whose start failed (a component of a het job): its job waits again.
+RETURNED = "PENDING"
+
 
 def new_lien_id() -> str:
     """128 random bits as 32 hexadecimal digits: made by whoever opens the lien, stored before it is sent anywhere."""
@@ -107,6 +110,11 @@ class LedgerRun:
     parked: Optional[str]
     inputs: Mapping[str, Any]
     source: str
+
+    @property
+    def returned(self) -> bool:
+        """Whether its start failed and its job went back into the queue; it may run yet, under the same key."""
+        return self.state == "ended" and self.slurm_state == RETURNED
 
 
 @dataclass(frozen=True)
@@ -212,10 +220,11 @@ class EndResult:
     """What the end of a run did to the ledger."""
 
     #: "charged", "restated" (a second end with another cost), "duplicate" (a second end, nothing new),
-    #: "voided" (never ran), "resized" (goes on with other nodes), "ignored" (not an end, or nothing was set aside)
+    #: "voided" (never ran), "resized" (goes on with other nodes), "returned" (its start failed, its job waits again),
+    #: "ignored" (nothing was set aside)
     kind: str
     run: Optional[LedgerRun] = None
-    next_lien_id: Optional[str] = None  #: opened for the next run of a requeued job
+    next_lien_id: Optional[str] = None  #: opened for the next run of a job that waits again
     overdrawn_csu: int = 0  #: by how much the charge is above its lien; 0: it is not
 
 

@@ -69,6 +69,8 @@ CREATE INDEX liens_open ON liens (job_id) WHERE state != 'ended';
 CREATE INDEX liens_open_by_account ON liens (account, user_id) WHERE state != 'ended';
 
 -- state:  running --end--> ended   (an ended run may be restated; it never runs again)
+--         running --its start failed--> ended, slurm_state PENDING --start--> running
+--         (a component of a het job that could not start as a whole: the job waits again, and Slurm may keep its key)
 CREATE TABLE runs (
 	run_id INTEGER PRIMARY KEY AUTOINCREMENT,
 	job_id INTEGER NOT NULL,

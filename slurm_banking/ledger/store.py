@@ -20,7 +20,7 @@ from slurm_banking.errors import LedgerBusy, LedgerError
 from slurm_banking.ledger.transaction import Transaction
 
 FILE_NAME = "ledger.sqlite3"
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 _SCHEMA = Path(__file__).with_name("schema.sql")
 
 #: slurmctld may wait this long for another process's transaction (architecture, "the ledger's rules").

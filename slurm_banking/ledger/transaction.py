@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from slurm_banking.errors import EntryConflict
 from slurm_banking.ledger.queries import QUERIES
 from slurm_banking.ledger.rows import (
+    RETURNED,
     WHOLE_ACCOUNT,
     Delivery,
     EndResult,
@@ -29,9 +30,13 @@ from slurm_banking.ledger.rows import (
     new_lien_id,
 )
 from slurm_banking.records import Funds, FundsKind, Reason, Run
+from slurm_banking.tres import Tres, parse_tres
 
 #: The state of a run that Slurm forgot.
 LOST = "LOST"
+
+#: Of a run that started before the allocation period that the funds speak of; queries.sql says the same.
+_BEFORE = "before "
 
 #: How many open updates, liens or deliveries one call hands out at most.
 MAX_ROWS = 100_000
@@ -231,7 +236,7 @@ class Transaction:
             return ""
         if start_time is None or start_time >= of_account.start_time:
             return of_account.allocation
-        return "before " + of_account.allocation
+        return _BEFORE + of_account.allocation
 
     # -- liens ------------------------------------------------------------------------------------------------------
 
@@ -600,14 +605,16 @@ class Transaction:
         """A run was seen to have started: its share leaves the lien and stays set aside under the run.
 
         ``share_csu`` is set aside if no lien is found (Slurm's own decision cannot be refused; it may overdraw).
-        Idempotent by the run's key; the second value says whether it is new.
+        Idempotent by the run's key; the second value says whether it is new. A run whose start had failed is new again
+        when it starts after that.
 
         :raises EntryConflict: the key belongs to another user or account.
         """
         existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
         if existing is not None:
             _check_same(existing, run)
-            return existing, False
+            if not _starts_again(existing, run):
+                return existing, False
         lien = self.find_lien(
             job_id=run.job_id,
             array_job_id=run.array_job_id,
@@ -627,40 +634,31 @@ class Transaction:
             )
             self._take_from_old(lien, 1, actor)
         ledger_csu = share_csu if counted else 0
-        cursor = self._run(
-            "insert_run",
-            {
-                "job_id": run.job_id,
-                "submit_time": run.submit_time,
-                "restart_count": run.restart_count,
-                "state": "running",
-                "lien_id": None if lien is None else lien.lien_id,
-                "counted": int(counted),
-                "account": run.account,
-                "user_id": run.user_id,
-                "user_name": run.user_name,
-                "name": run.name,
-                "array_job_id": run.array_job_id,
-                "array_task_id": run.array_task_id,
-                "partition": run.partition,
-                "qos": run.qos,
-                "start_time": run.start_time,
-                "end_time": None,
-                "elapsed_s": 0,
-                "cpus": run.cpus,
-                "nodes": run.nodes,
-                "node_count": run.node_count,
-                "time_limit_min": run.time_limit_min,
-                "slurm_state": run.state,
-                "lien_csu": share_csu,
-                "charge_csu": None,
-                "ledger_csu": ledger_csu,
-                "period": self.period_of(run.account, run.start_time),
-                "inputs": dump_json(inputs),
-                "source": run.source,
-            },
-        )
-        run_id = int(cursor.lastrowid or 0)
+        values = {
+            "lien_id": None if lien is None else lien.lien_id,
+            "counted": int(counted),
+            "partition": run.partition,
+            "qos": run.qos,
+            "start_time": run.start_time,
+            "cpus": run.cpus,
+            "nodes": run.nodes,
+            "node_count": run.node_count,
+            "time_limit_min": run.time_limit_min,
+            "slurm_state": run.state,
+            "lien_csu": share_csu,
+            "ledger_csu": ledger_csu,
+            "period": self.period_of(run.account, run.start_time),
+            "inputs": dump_json(inputs),
+            "source": run.source,
+        }
+        if existing is not None:
+            run_id = existing.run_id
+            # What the bank counted for its first start may have been in an allocation period that is over: until it is
+            # told anew, none of it is taken for counted.
+            self._run("revive_run", {**values, "run_id": run_id})
+            self._run("drop_outbox", (run_id, "end"))
+        else:
+            run_id = self._insert_run(run, values)
         self._append_of(
             run,
             "start",
@@ -675,6 +673,28 @@ class Transaction:
         started = self.run(run_id)
         assert started is not None
         return started, True
+
+    def _insert_run(self, run: Run, values: Mapping[str, Any]) -> int:
+        cursor = self._run(
+            "insert_run",
+            {
+                **values,
+                "job_id": run.job_id,
+                "submit_time": run.submit_time,
+                "restart_count": run.restart_count,
+                "state": "running",
+                "account": run.account,
+                "user_id": run.user_id,
+                "user_name": run.user_name,
+                "name": run.name,
+                "array_job_id": run.array_job_id,
+                "array_task_id": run.array_task_id,
+                "end_time": None,
+                "elapsed_s": 0,
+                "charge_csu": None,
+            },
+        )
+        return int(cursor.lastrowid or 0)
 
     def propose_for_run(
         self, run: LedgerRun, *, cost_csu: int, inputs: Mapping[str, Any], actor: str, reason: str
@@ -767,11 +787,23 @@ class Transaction:
         existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
         if existing is not None:
             _check_same(existing, run)
-        if run.resizing or (run.started and run.state == "PENDING"):
+        if run.resizing:
             return EndResult(kind="ignored", run=existing)  # not an end
         if not run.started:
             return self._never_ran(run, existing, actor=actor, token_lien_id=token_lien_id)
-        if existing is not None and existing.state == "ended":
+        if run.state == RETURNED:
+            return self._return_to_queue(
+                run,
+                existing,
+                inputs=inputs,
+                actor=actor,
+                token_lien_id=token_lien_id,
+                next_counted=next_counted,
+            )
+        again = existing is not None and _starts_again(existing, run)
+        if existing is not None and existing.returned and not again:
+            return EndResult(kind="duplicate", run=existing)
+        if existing is not None and existing.state == "ended" and not again:
             if run.requeue and existing.slurm_state != "REQUEUED":
                 # A finished job that is put back into the queue: Slurm tells its run again, as if it had gone on until
                 # now. It had not.
@@ -782,7 +814,7 @@ class Transaction:
             if existing.charge_csu == charge_csu and existing.end_time == run.end_time:
                 return EndResult(kind="duplicate", run=existing)
             return self._restate(existing, run, charge_csu, inputs, actor)
-        if existing is None:
+        if existing is None or again:
             existing, _ = self.start_run(
                 run,
                 share_csu=share_csu,
@@ -837,8 +869,71 @@ class Transaction:
         )
         return found is not None
 
-    def note_resize(self, run: LedgerRun, *, cpus: int, elapsed_s: int, actor: str) -> None:
-        """A run goes on with other nodes: it had ``cpus`` until it had run for ``elapsed_s``."""
+    def _return_to_queue(
+        self,
+        run: Run,
+        existing: Optional[LedgerRun],
+        *,
+        inputs: Mapping[str, Any],
+        actor: str,
+        token_lien_id: Optional[str],
+        next_counted: bool,
+    ) -> EndResult:
+        """A start that failed: the job waits again, with what was set aside for it, and nothing is charged.
+
+        Slurm starts the components of a het job one by one; should one not start, it takes the others' nodes back and
+        tells each as a run with the state PENDING. Their restart count stays; of the one with the batch script the
+        submit time changes, of the others not even that.
+        """
+        reason = "its start failed: back in the queue"
+        if existing is None:
+            lien = self.find_lien(
+                job_id=run.job_id,
+                array_job_id=run.array_job_id,
+                account=run.account,
+                user_id=run.user_id,
+                submit_time=run.submit_time,
+                token_lien_id=token_lien_id,
+            )
+            if lien is None:
+                return EndResult(kind="ignored")
+            if lien.submit_time == run.submit_time:
+                self._run("unsettle_lien", (lien.lien_id,))
+                self._append_of(
+                    lien, "note", lien_id=lien.lien_id, amount_csu=0, reason=reason, actor=actor
+                )
+            return EndResult(kind="returned")
+        if existing.state == "ended" or (
+            run.end_time is not None
+            and existing.start_time is not None
+            and run.end_time < existing.start_time
+        ):
+            return EndResult(kind="duplicate", run=existing)
+        self._write_end(existing, run, 0, inputs)
+        self._run_changed(existing, "lower", 0, actor, reason, inputs)
+        next_lien = None
+        if not self._has_open_lien(run):
+            before = None if existing.lien_id is None else self.lien(existing.lien_id)
+            next_lien = self.open_lien(
+                account=run.account,
+                user_id=run.user_id,
+                per_task_csu=existing.lien_csu if before is None else before.per_task_csu,
+                tasks=1,
+                origin="requeue" if existing.counted else "grandfathered",
+                inputs=existing.inputs if before is None else before.inputs,
+                reason=reason,
+                actor=actor,
+                counted=existing.counted and next_counted,
+                user_name=existing.user_name,
+                name=existing.name,
+                job_id=run.job_id,
+                restart_count=run.restart_count,
+                confirmed=True,
+            )
+        return EndResult(kind="returned", run=self.run(existing.run_id), next_lien_id=next_lien)
+
+    def note_resize(self, run: LedgerRun, *, tres: Tres, elapsed_s: int, actor: str) -> None:
+        """A run goes on with other nodes: it had ``tres`` until it had run for ``elapsed_s``."""
         self._append_of(
             run,
             "note",
@@ -846,15 +941,48 @@ class Transaction:
             amount_csu=0,
             reason="resized",
             actor=actor,
-            inputs={"cpus": cpus, "elapsed_s": elapsed_s},
+            inputs={"tres": str(tres), "elapsed_s": elapsed_s},
         )
 
-    def resizes(self, job_id: int, submit_time: int) -> Sequence[Tuple[int, int]]:
-        """Of each resize of a run: the CPUs until then, and the seconds that it had run by then."""
+    def resizes(self, job_id: int, submit_time: int) -> Sequence[Tuple[Tres, int]]:
+        """Of each resize of a run: what it had until then, and the seconds that it had run by then."""
         noted = [
             load_json(row["inputs"]) or {} for row in self._rows("resizes", (job_id, submit_time))
         ]
-        return [(int(inputs["cpus"]), int(inputs["elapsed_s"])) for inputs in noted]
+        return [(parse_tres(inputs["tres"]), int(inputs["elapsed_s"])) for inputs in noted]
+
+    def note_once(
+        self,
+        *,
+        job_id: int,
+        reason: str,
+        account: str,
+        user_id: int,
+        actor: str,
+        submit_time: Optional[int] = None,
+        restart_count: Optional[int] = None,
+        lien_id: Optional[str] = None,
+        inputs: Optional[Mapping[str, Any]] = None,
+        within_s: int = 60,
+    ) -> bool:
+        """Append a note about a job, unless there is one with this reason that is younger than ``within_s``."""
+        since_us = self.now_us - within_s * 1_000_000
+        if self._run("same_note", (job_id, reason, since_us)).fetchone() is not None:
+            return False
+        self.append(
+            "note",
+            lien_id=lien_id,
+            job_id=job_id,
+            submit_time=submit_time,
+            restart_count=restart_count,
+            account=account,
+            user_id=user_id,
+            amount_csu=0,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
+        return True
 
     def adopt_charge(
         self, run: LedgerRun, charge_csu: int, *, actor: str, reason: str
@@ -875,7 +1003,7 @@ class Transaction:
 
     def lose_run(self, run: LedgerRun, *, actor: str) -> None:
         """Slurm does not know the run any more, and nobody will tell its end: it is over, and costs nothing."""
-        inputs = {**run.inputs, "elapsed_s": 0}
+        inputs = {**run.inputs, "elapsed_s": 0, "state": LOST}
         self._run(
             "lose_run", {"run_id": run.run_id, "slurm_state": LOST, "inputs": dump_json(inputs)}
         )
@@ -894,7 +1022,7 @@ class Transaction:
     def _never_ran(
         self, run: Run, existing: Optional[LedgerRun], *, actor: str, token_lien_id: Optional[str]
     ) -> EndResult:
-        if existing is not None:
+        if existing is not None and not existing.returned:
             return EndResult(kind="duplicate", run=existing)
         lien = self.find_lien(
             job_id=run.job_id,
@@ -922,6 +1050,12 @@ class Transaction:
     def _write_end(
         self, existing: LedgerRun, run: Run, charge_csu: int, inputs: Mapping[str, Any]
     ) -> None:
+        period = existing.period
+        if not period or run.start_time != existing.start_time:
+            # Slurm sets the start anew once the nodes of the run have booted. In a later period the bank has not counted
+            # it yet, whatever it did in the one before.
+            of_now = self.period_of(run.account, run.start_time)
+            period = existing.period if of_now.startswith(_BEFORE) and existing.period else of_now
         self._run(
             "end_run",
             {
@@ -929,7 +1063,7 @@ class Transaction:
                 "slurm_state": run.state,
                 "start_time": run.start_time,
                 "end_time": run.end_time,
-                "elapsed_s": run.elapsed_s,
+                "elapsed_s": max(0, run.elapsed_s),
                 "cpus": run.cpus,
                 "nodes": run.nodes or existing.nodes,
                 "node_count": run.node_count or existing.node_count,
@@ -939,7 +1073,7 @@ class Transaction:
                 if run.time_limit_min is not None
                 else existing.time_limit_min,
                 "charge_csu": charge_csu,
-                "period": existing.period or self.period_of(run.account, run.start_time),
+                "period": period,
                 "inputs": dump_json(inputs),
                 "source": run.source,
             },
@@ -1078,15 +1212,14 @@ class Transaction:
     def exceptions(self, now: int) -> Sequence[Mapping[str, Any]]:
         return list(self._rows("exceptions_in_force", (now,)))
 
-    def record_prices(self, version: str, tables: Mapping[str, Any]) -> bool:
-        """Remember a price table as in force from now on; False if it is the one already in force."""
-        latest = self._row("latest_prices")
-        if latest is not None and latest["version"] == version:
-            return False
-        # The first table of a ledger also speaks for runs that started before it was made.
-        since_us = 0 if latest is None else self.now_us
+    def latest_prices(self) -> Optional[Tuple[int, str]]:
+        """Since when (unix microseconds) the price list recorded last is in force, and its version."""
+        row = self._row("latest_prices")
+        return None if row is None else (row["in_force_us"], row["version"])
+
+    def put_prices(self, since_us: int, version: str, tables: Mapping[str, Any]) -> None:
+        """Remember a price list as in force from ``since_us`` (after the one recorded last) until the next one."""
         self._run("insert_prices", (since_us, version, json.dumps(tables, sort_keys=True)))
-        return True
 
     def prices_at(self, at: int) -> Optional[Tuple[str, Mapping[str, Any]]]:
         """Version and tables in force at a time (unix seconds)."""
@@ -1181,6 +1314,13 @@ def _check_same(existing: LedgerRun, run: Run) -> None:
                 f"job {run.job_id} submitted {run.submit_time} restart {run.restart_count}: the ledger has "
                 f"{field} {getattr(existing, field)!r}, {run.source} says {getattr(run, field)!r}"
             )
+
+
+def _starts_again(existing: LedgerRun, run: Run) -> bool:
+    """Whether this is a start after the one that failed."""
+    return existing.returned and (
+        run.start_time is None or existing.end_time is None or run.start_time > existing.end_time
+    )
 
 
 def _lien(row: Mapping[str, Any]) -> Lien:

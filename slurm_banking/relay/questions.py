@@ -33,6 +33,7 @@ from slurm_banking.errors import LedgerError, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerEntry, LedgerRun, Lien, Posting
 from slurm_banking.ledger.transaction import Transaction
 from slurm_banking.records import Funds
+from slurm_banking.relay import explain
 from slurm_banking.relay.answer import Peer
 from slurm_banking.relay.protocol import failure
 from slurm_banking.relay.quote import Facts, price_quote
@@ -148,6 +149,7 @@ class Questions:
             "jobs": self._jobs,
             "quote": self._quote,
             "why": self._why,
+            "explain": self._explain,
             "allow": self._allow,
             "exceptions": self._exceptions,
             "sweep": self._sweep,
@@ -466,13 +468,20 @@ class Questions:
 
     # -- why ------------------------------------------------------------------------------------------------------
 
-    def _why(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+    def _told(
+        self, caller: Caller, request: Mapping[str, Any]
+    ) -> Tuple[str, List[Lien], List[LedgerRun], List[LedgerEntry]]:
+        """The job as it was typed, and of its liens, runs and entries what the caller may see.
+
+        :raises Refused: nothing.
+        """
         text, job_id, task = _job(request)
         with self._parts.ledger.transaction(write=False) as tx:
-            story = _story(tx, job_id, task)
-        liens, runs, entries = story
+            liens, runs, entries = _story(tx, job_id, task)
         touched = {(lien.account, lien.user_id) for lien in liens}
         touched |= {(run.account, run.user_id) for run in runs}
+        # An update that was refused may be all that there is of a job.
+        touched |= {(entry.account, entry.user_id) for entry in entries if entry.kind == "note"}
         visible = {
             (account, user_id)
             for account, user_id in touched
@@ -484,9 +493,15 @@ class Questions:
                 f"job {text}: nothing was set aside or charged for it here (refused, exempt, of another cluster, "
                 "or not yours)",
             )
-        liens = [lien for lien in liens if (lien.account, lien.user_id) in visible]
-        runs = [run for run in runs if (run.account, run.user_id) in visible]
-        shown = [entry for entry in entries if (entry.account, entry.user_id) in visible]
+        return (
+            text,
+            [lien for lien in liens if (lien.account, lien.user_id) in visible],
+            [run for run in runs if (run.account, run.user_id) in visible],
+            [entry for entry in entries if (entry.account, entry.user_id) in visible],
+        )
+
+    def _why(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        text, liens, runs, shown = self._told(caller, request)
         with self._parts.ledger.transaction(write=False) as tx:
             waiting = {run.run_id: tx.outbox_of_run(run.run_id) for run in runs[:MAX_ENTRIES]}
         return {
@@ -509,6 +524,22 @@ class Questions:
             ],
             "entries": [entry_row(entry) for entry in shown[:MAX_ENTRIES]],
             "entries_left_out": max(0, len(shown) - MAX_ENTRIES),
+        }
+
+    def _explain(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        text, liens, runs, entries = self._told(caller, request)
+        rows = []
+        for run in runs[:MAX_ENTRIES]:
+            with self._parts.ledger.transaction(write=False) as tx:
+                rows.append({**_run_key(run), **explain.run_sums(tx, run, entries)})
+        waiting = [lien for lien in liens if lien.open]
+        return {
+            "ok": True,
+            "job": text,
+            "as_of": int(time.time()),
+            "runs": rows,
+            "runs_left_out": len(runs) - len(rows),
+            "liens": [explain.lien_sums(lien) for lien in waiting[:MAX_ENTRIES]],
         }
 
     # -- quote ----------------------------------------------------------------------------------------------------
@@ -796,7 +827,11 @@ def posting_row(posting: Posting) -> Dict[str, Any]:
         "qos": inputs.get("qos", run.qos),
         "cpus": inputs.get("cpus", run.cpus),
         "elapsed_s": inputs.get("elapsed_s", run.elapsed_s),
-        "price_su": inputs.get("price_su"),
+        "tres": inputs.get("tres"),
+        "segments": inputs.get("segments"),
+        "rates": inputs.get("rates"),
+        "qos_multiplier": inputs.get("qos_multiplier"),
+        "state_factor": inputs.get("state_factor"),
         "price_version": inputs.get("price_version"),
         "state": run.slurm_state,
         "start_time": run.start_time,

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional
 
 from slurm_banking import messages
 from slurm_banking.config import Config
 from slurm_banking.estimate import Hints, Unpriceable, estimate, what_would_fit
 from slurm_banking.ledger import Ledger
-from slurm_banking.policy import decide, is_exempt
-from slurm_banking.records import (
-    UNLIMITED,
-    Estimate,
-    Outcome,
-    Partition,
-    Reason,
-    Submission,
-)
+from slurm_banking.policy import decide, is_exempt, low_funds
+from slurm_banking.records import Estimate, Outcome, Partition, Reason, Submission
+from slurm_banking.relay import as_sbatch, sums
 
 
 @dataclass(frozen=True)
@@ -33,23 +27,7 @@ class Facts:
     cluster: str
     partitions: Mapping[str, Partition]
     default_partition: Optional[str]  #: None: the cluster has none
-
-
-#: The options of a quote with what each may be; None is always "not given".
-NUMBERS: Mapping[str, Tuple[int, int]] = {
-    "time_limit_min": (UNLIMITED, 2**31),
-    "time_min_min": (1, 2**31),
-    "min_nodes": (0, 10_000_000),
-    "max_nodes": (0, 10_000_000),
-    "num_tasks": (1, 100_000_000),
-    "cpus_per_task": (1, 65_000),
-    "ntasks_per_node": (1, 65_000),
-    "threads_per_core": (1, 1_024),
-    "core_spec": (0, 65_000),
-    "memory_mb": (0, 2**50),
-}
-TEXTS = ("account", "partition", "qos", "array_inx", "name")
-FLAGS = ("exclusive", "overcommit", "memory_per_cpu")
+    spec_allowed: bool = True  #: AllowSpecResourcesUsage: whether --core-spec does anything
 
 
 def submission(
@@ -65,28 +43,8 @@ def submission(
 
     :raises ValueError: an option that is none, or has a value that it cannot have.
     """
-    numbers: Dict[str, Any] = dict.fromkeys(NUMBERS)
-    texts: Dict[str, str] = dict.fromkeys(TEXTS, "")
-    flags: Dict[str, Any] = dict.fromkeys(FLAGS, False)
-    for key, value in options.items():
-        if value is None:
-            continue
-        if key in NUMBERS:
-            least, most = NUMBERS[key]
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"{key}: expected a whole number from {least} to {most}")
-            numbers[key] = value
-        elif key in TEXTS:
-            if not isinstance(value, str) or len(value) > 10_000 or not value.isprintable():
-                raise ValueError(f"{key}: expected printable text")
-            texts[key] = value
-        elif key in FLAGS:
-            if not isinstance(value, bool):
-                raise ValueError(f"{key}: expected true or false")
-            flags[key] = value
-        else:
-            raise ValueError(f"{str(key)[:60]!r}: no such option")
-    names = [name for name in texts["partition"].split(",") if name]
+    values = as_sbatch.read(options)
+    names = [name for name in values["partition"].split(",") if name]
     if not names:
         if facts.default_partition is None:
             raise ValueError("partition: missing, and this cluster has no default partition")
@@ -94,12 +52,9 @@ def submission(
     partitions = tuple(
         facts.partitions.get(name, Partition(name=name, found=False)) for name in names[:100]
     )
-    min_nodes = numbers["min_nodes"] or None
-    num_tasks = numbers["num_tasks"]
-    cpus_per_task = numbers["cpus_per_task"] or 1
-    if num_tasks is None and numbers["ntasks_per_node"] is not None and min_nodes is not None:
-        num_tasks = numbers["ntasks_per_node"] * min_nodes  # as sbatch itself does
-    min_cpus = max((num_tasks or min_nodes or 1) * cpus_per_task, min_nodes or 1)
+    asked = as_sbatch.fill(values)
+    if not facts.spec_allowed:
+        asked.update(core_spec=None, thread_spec=False)
     return Submission(
         cluster=facts.cluster,
         job_user_id=user_id,
@@ -108,21 +63,8 @@ def submission(
         partitions=partitions,
         account=account,
         associated=associated,
-        qos=texts["qos"] or None,
-        time_limit_min=numbers["time_limit_min"],
-        time_min_min=numbers["time_min_min"],
-        min_cpus=min_cpus,
-        min_nodes=min_nodes,
-        max_nodes=numbers["max_nodes"] or None,
-        num_tasks=num_tasks,
-        cpus_per_task=numbers["cpus_per_task"],
-        ntasks_per_node=numbers["ntasks_per_node"],
-        threads_per_core=numbers["threads_per_core"],
-        core_spec=numbers["core_spec"],
-        memory_mb=numbers["memory_mb"],
-        array_inx=texts["array_inx"],
-        name=texts["name"],
-        **flags,
+        qos=values["qos"] or None,
+        **asked,
     )
 
 
@@ -152,9 +94,12 @@ def price_quote(
     unknown = [partition.name for partition in sub.partitions if not partition.found]
     if unknown:
         raise ValueError(f"partition: Slurm has none called {', '.join(unknown)}")
+    now = int(time.time())
+    prices = config.prices_at(now)
+    overdraft_csu = config.policy.overdraft_csu
     reply: Dict[str, Any] = {
         "ok": True,
-        "as_of": int(time.time()),
+        "as_of": now,
         "account": account,
         "estimate": None,
         "available_csu": None,
@@ -164,15 +109,16 @@ def price_quote(
     rules: Dict[str, Any] = {
         "unlisted": config.policy.unlisted_partition,
         "horizon_min": config.policy.horizon_min,
+        "lien_share": config.policy.lien_share,
     }
     if is_exempt(config, account=account, user_name=user_name, user_id=user_id, qos=sub.qos):
         return {**reply, **_verdict(Outcome.ACCEPTED, Reason.EXEMPT, "exempt: nothing is charged.")}
     try:
-        cost = estimate(sub, config.prices, **rules)
+        cost = estimate(sub, prices, **rules)
     except Unpriceable as problem:
         message = messages.refused(problem.reason, account, problem.detail)
         return {**reply, **_verdict(Outcome.REFUSED, problem.reason, message)}
-    reply["estimate"] = _estimate(cost, config)
+    reply["estimate"] = _estimate(cost)
     reason = None
     if account is None:
         reason = Reason.NO_ACCOUNT
@@ -187,21 +133,24 @@ def price_quote(
     with ledger.transaction(write=False) as tx:
         view = tx.funds_view(account, user_id)
         aside = tx.set_aside(account)
-        allowed = tx.exception_for(user_id, None, int(time.time()))
-    decision = decide(cost.cost_csu, view, config.policy.mode)
+        allowed = tx.exception_for(user_id, None, now)
+    decision = decide(cost.lien_csu, view, config.policy.mode, overdraft_csu=overdraft_csu)
     available = decision.available_csu
     reply["available_csu"] = available
     reply["read_at"] = view.read_at
     if decision.outcome is Outcome.ACCEPTED:
-        left = None if available is None else available - cost.cost_csu
-        message = messages.accepted(account, cost, left)
+        left = None if available is None else available - cost.lien_csu
+        warn_below = config.policy.warn_below
+        low = low_funds(view, cost.lien_csu, warn_below) if cost.lien_csu else ()
+        lines = [messages.low_funds(funds, warn_below) for funds in low]
+        message = "\n".join([messages.accepted(account, cost, left), *lines])
     elif decision.outcome is Outcome.UNDECIDED:
         message = messages.refused(decision.reason, account)
     elif decision.reason in (Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_USER_FUNDS):
-        hints = what_would_fit(sub, config.prices, available or 0, **rules)
+        hints = what_would_fit(sub, prices, (available or 0) + overdraft_csu, **rules)
         reply["hints"] = asdict(hints)
         message = messages.insufficient(
-            account, cost, available or 0, decision.reason, aside, hints
+            account, cost, available or 0, decision.reason, aside, hints, overdraft_csu
         )
     else:
         message = messages.refused(decision.reason, account)
@@ -224,13 +173,13 @@ def _verdict(outcome: Outcome, reason: Reason, message: str) -> Dict[str, Any]:
     return {"verdict": outcome.value, "reason": reason.value, "message": message}
 
 
-def _estimate(cost: Estimate, config: Config) -> Dict[str, Any]:
-    price = config.prices.price(cost.partition, cost.qos)
+def _estimate(cost: Estimate) -> Dict[str, Any]:
     return {
         "cost_csu": cost.cost_csu,
         "per_task_csu": cost.per_task_csu,
+        "lien_csu": cost.lien_csu,
+        "per_task_lien_csu": cost.per_task_lien_csu,
         **cost.inputs(),
-        "partition_su": None if price is None else str(price.partition_su),
-        "qos_multiplier": None if price is None else str(price.qos_multiplier),
+        "hour": sums.hourly(cost.price, cost.tres),
         "warnings": list(cost.warnings),
     }

@@ -47,6 +47,7 @@ from slurm_banking.relay.questions import Parts, Questions
 from slurm_banking.relay.quote import Facts
 from slurm_banking.relay.rebuild import RunsAtBank, rebuild
 from slurm_banking.relay.sweep import SweepState
+from slurm_banking.slurm.control import Operators
 from slurm_banking.slurm.sacct import Sacct
 from slurm_banking.slurm.squeue import QueueSnapshot, read_queue
 from slurm_banking.slurm.topology import read_topology
@@ -281,7 +282,7 @@ class Service:
         self.ledger = Ledger(self._state_dir, cluster)
         self.book, self._book_of = open_book(self._state_dir, self.ledger)
         self.bank = BankHolder(self)
-        self._sacct = Sacct(cluster)
+        self._sacct = Sacct(cluster, operators=Operators())
         self._sweep_state = SweepState()
         self._members = SlurmMembers(cluster)
         self._asked: Dict[
@@ -389,12 +390,14 @@ class Service:
             self._alarm("config", ["state_dir and socket change when the relay is restarted"])
         else:
             self._alarm("config", [])
+        now_s = int(time.time())
         with self.ledger.transaction(write=False) as tx:
-            recorded = tx.prices_at(int(time.time()))
-        if recorded is None or recorded[0] != config.prices.version:
+            recorded = tx.latest_prices()
+        in_force = config.prices_at(now_s).version
+        if recorded is None or recorded[1] != in_force:
             with self.ledger.transaction() as tx:
-                if settle.record_prices(tx, config):
-                    log.info("prices_in_force version=%s", config.prices.version)
+                if settle.record_prices(tx, config, now_s):
+                    log.info("prices_in_force version=%s", in_force)
         if time.monotonic() - self._checkpointed >= CHECKPOINT_S:
             self._checkpointed = time.monotonic()
             self.ledger.checkpoint()
@@ -675,4 +678,5 @@ def _read_facts(cluster: str) -> Facts:
         cluster=cluster,
         partitions=topology.partitions,
         default_partition=topology.default_partition,
+        spec_allowed=topology.spec_allowed,
     )

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple, TypeVar
 
 from slurm_banking import policy, settle, tokens
+from slurm_banking.charge import allocated
 from slurm_banking.config import Config
 from slurm_banking.errors import EntryConflict, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction
@@ -30,6 +31,7 @@ from slurm_banking.ledger.transaction import LOST
 from slurm_banking.records import UNLIMITED, Estimate, QueuedJob, Run
 from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Accounting
 from slurm_banking.slurm.squeue import QueueSnapshot, is_pending, is_started
+from slurm_banking.tres import Tres, parse_tres
 
 log = logging.getLogger("slurm_banking.relay")
 
@@ -65,7 +67,13 @@ RESCAN_NAME = "rescan"
 _RESCAN_MAX_BYTES = 16 * 1024 * 1024
 
 _MAX_TOLD = 10_000
-_SEEN = ("time_limit_min", "partition", "qos", "cpus", "nodes")
+
+#: What of a waiting job is kept with its lien; the first three are what a first sighting is compared with. Of its
+#: resources without billing: that follows from the others, and a new weight is no change of the job.
+_SEEN = ("time_limit_min", "partition", "qos", "cpus", "nodes", "tres")
+
+#: Whose change a lien's own resources follow.
+_PARTS = ("cpus", "memory_mb", "nodes", "gpus")
 
 T = TypeVar("T")
 
@@ -315,8 +323,7 @@ def _exempt(config: Config, job: QueuedJob) -> bool:
 
 def _at_prices_of(tx: Transaction, config: Config, at: Optional[int]) -> Config:
     """The configuration with the prices that were in force at a time."""
-    prices = settle.prices_for(tx, config, at)
-    return config if prices is config.prices else replace(config, prices=prices)
+    return config.with_prices(settle.prices_for(tx, config, at))
 
 
 # -- started jobs -------------------------------------------------------------------------------------------------------
@@ -330,13 +337,20 @@ def _run_is_settled(view: _View, job: QueuedJob) -> bool:
         and (run.user_id, run.account) == (job.user_id, job.account)
         and run.inputs.get("partition") == job.partition
         and run.inputs.get("qos") == job.qos
-        and run.inputs.get("cpus") == max(1, job.nodes, job.cpus)
+        and _has_those(run.inputs, job)
         and run.time_limit_min == job.time_limit_min
         and (
             job.time_limit_min == UNLIMITED
             or run.inputs.get("time_limit_min") == job.time_limit_min
         )
     )
+
+
+def _has_those(inputs: Mapping[str, Any], job: QueuedJob) -> bool:
+    """Whether the run's share was counted with the resources that the queue shows; where it shows none, with the CPUs."""
+    if job.tres.cpus:
+        return bool(inputs.get("tres") == str(job.tres))
+    return bool(inputs.get("cpus") == max(1, job.nodes, job.cpus))
 
 
 def _start(
@@ -359,14 +373,14 @@ def _start(
     estimate = settle.queued_estimate(_at_prices_of(tx, config, run.start_time), job)
     inputs = estimate.inputs()
     differs = run.time_limit_min != job.time_limit_min or any(
-        run.inputs.get(key) != inputs[key] for key in ("time_limit_min", "partition", "qos", "cpus")
+        run.inputs.get(key) != inputs[key] for key in ("time_limit_min", "partition", "qos", "tres")
     )
     if not differs and run.proposed_csu is None:
         return
-    given_back_csu = settle.given_back_csu(tx, run, estimate.cpus, estimate.price_su)
+    given_back_csu = settle.given_back_csu(tx, run, estimate.tres, estimate.price)
     tx.reamount_run(
         run,
-        lien_csu=estimate.per_task_csu + given_back_csu,
+        lien_csu=estimate.per_task_lien_csu + given_back_csu,
         inputs=inputs,
         time_limit_min=job.time_limit_min,
         cpus=job.cpus,
@@ -398,6 +412,7 @@ def as_run(job: QueuedJob, cluster: str) -> Run:
         started=True,
         nodes=job.node_list,
         node_count=job.nodes,
+        tres=job.tres,
         array_job_id=job.array_job_id,
         array_task_id=job.array_task_id,
         het_job_id=job.het_job_id,
@@ -429,7 +444,8 @@ def _groups(view: _View, jobs: Sequence[QueuedJob]) -> List[_Group]:
 
 
 def _seen(job: QueuedJob) -> Mapping[str, Any]:
-    return {key: getattr(job, key) for key in _SEEN}
+    seen = {key: getattr(job, key) for key in _SEEN}
+    return {**seen, "tres": str(replace(job.tres, billing=0))}
 
 
 def _is_settled(view: _View, group: _Group) -> bool:
@@ -496,22 +512,22 @@ def _confirm(
     report: SweepReport,
 ) -> None:
     config = _at_prices_of(tx, config, lien.created_us // 1_000_000)
-    job, estimate = _dearest(config, group.jobs)
-    seen = _seen(job)
+    job, estimate = _dearest(config, _as_handed_out(lien, group.jobs))
+    seen = _seen(next(shown for shown in group.jobs if shown.job_id == job.job_id))
     young = _is_young(lien.proposed_us, snapshot)
     keep = young
     per_task_csu, inputs, reason = lien.per_task_csu, lien.inputs, "as before"
     if lien.seen_inputs is None:
         reason = "seen in the queue"
         changed = {key for key in _SEEN[:3] if _differs(lien.inputs, seen, key)}
-        if estimate.per_task_csu > per_task_csu:
-            per_task_csu, inputs = estimate.per_task_csu, estimate.inputs()
+        if estimate.per_task_lien_csu > per_task_csu:
+            per_task_csu, inputs = estimate.per_task_lien_csu, estimate.inputs()
     else:
         changed = {key for key in _SEEN if lien.seen_inputs.get(key) != seen[key]}
         if changed:
             reason = "changed in the queue: " + ",".join(sorted(changed))
             priced = settle.queued_estimate(config, _with_changes(lien, job, changed))
-            per_task_csu, inputs = priced.per_task_csu, priced.inputs()
+            per_task_csu, inputs = priced.per_task_lien_csu, priced.inputs()
         elif lien.proposed_csu is not None and not young:
             reason = "an update that Slurm did not make"
     if lien.proposed_csu is not None and _agrees(lien.proposed_inputs or {}, seen, changed):
@@ -546,6 +562,17 @@ def _confirm(
     report.confirmed += 1
 
 
+def _as_handed_out(lien: Lien, jobs: Sequence[QueuedJob]) -> Sequence[QueuedJob]:
+    """Without memory where the lien's estimate has none: Slurm does not hand it out there.
+
+    squeue shows a waiting job with all memory of its nodes then, and a running one with none.
+    """
+    own = _tres_of(lien.inputs)
+    if not lien.inputs.get("tres") or own.memory_mb:
+        return jobs
+    return [replace(job, tres=replace(job.tres, memory_mb=0)) for job in jobs]
+
+
 def _believed_tasks(lien: Lien, tasks: int, state: SweepState) -> int:
     """More tasks than before only if two snapshots say so: some may have started and ended since this one was taken."""
     if tasks <= lien.tasks_left:
@@ -566,26 +593,59 @@ def _differs(inputs: Mapping[str, Any], seen: Mapping[str, Any], key: str) -> bo
         return False
     if key == "cpus":
         return int(inputs.get(key) or 0) < int(seen[key])
+    if key == "tres":
+        return _asks_more(parse_tres(str(seen[key])), _tres_of(inputs))
     return bool(inputs.get(key) != seen[key])
 
 
 def _agrees(proposed: Mapping[str, Any], seen: Mapping[str, Any], changed: Set[str]) -> bool:
     """Whether what changed in the queue is the update that was proposed."""
-    keys = ("time_limit_min", "partition", "qos", "cpus")
+    keys = ("time_limit_min", "partition", "qos", "cpus", "tres")
     return bool(changed & set(keys)) and not any(_differs(proposed, seen, key) for key in keys)
+
+
+def _tres_of(inputs: Mapping[str, Any]) -> Tres:
+    """What an estimate was made from."""
+    text = inputs.get("tres")
+    if text:
+        return parse_tres(str(text))
+    return Tres(cpus=int(inputs.get("cpus") or 0), nodes=int(inputs.get("nodes") or 0))
+
+
+def _asks_more(asked: Tres, estimated: Tres) -> bool:
+    """Whether a waiting job asks for more of something than its estimate has, where the estimate knows of it."""
+    return (
+        asked.cpus > estimated.cpus
+        or asked.nodes > estimated.nodes > 0
+        or asked.memory_mb > estimated.memory_mb > 0
+        or asked.gpu_count > estimated.gpu_count
+    )
 
 
 def _with_changes(lien: Lien, job: QueuedJob, changed: Set[str]) -> QueuedJob:
     """The job as its estimate had it, with what the queue shows changed since it was confirmed.
 
-    What the queue shows of a waiting job's CPUs and nodes is less than Slurm may allocate; so of these the estimate's
-    own numbers stay, unless they changed.
+    What the queue shows of a waiting job's resources is less than Slurm may allocate; so of each of these the estimate's
+    own number stays, unless it changed. Billing, which follows from them, is not lowered by what the queue shows.
     """
     values: Dict[str, Any] = {
         key: lien.inputs[key]
-        for key in _SEEN
+        for key in ("time_limit_min", "partition", "qos", "cpus", "nodes")
         if key not in changed and lien.inputs.get(key) is not None
     }
+    own = _tres_of(lien.inputs)
+    if own.cpus:
+        before = parse_tres(str((lien.seen_inputs or {}).get("tres") or ""))
+        parts = {
+            part: getattr(job.tres, part)
+            for part in _PARTS
+            if job.tres.cpus and getattr(job.tres, part) != getattr(before, part)
+        }
+        for key in {"cpus", "nodes"} & changed:
+            parts.setdefault(key, getattr(job, key))
+        if parts or "partition" in changed:
+            parts["billing"] = max(own.billing, job.tres.billing)
+        values["tres"] = replace(own, **parts)
     return replace(job, **values)
 
 
@@ -602,7 +662,7 @@ def _open(
     if mode not in policy.CHECKED_MODES:
         return
     job, estimate = _dearest(config, group.jobs)
-    per_task_csu, inputs = estimate.per_task_csu, estimate.inputs()
+    per_task_csu, inputs = estimate.per_task_lien_csu, estimate.inputs()
     origin, lien_id = "found", None
     named = None if token is None else tx.lien(token.lien_id)
     if token is not None and named is None:
@@ -961,8 +1021,13 @@ def _end_from_accounting(
 
 
 def _may_restate(existing: LedgerRun, row: Run) -> bool:
-    """Whether slurmdbd knows better: of a run that was resized it has every part; one taken for lost was not."""
-    return row.cpu_s is not None or (existing.slurm_state == LOST and row.started)
+    """Whether slurmdbd knows better.
+
+    Of a run that was resized it has every part; one taken for lost was not; one whose start had failed has run since.
+    """
+    return bool(row.segments) or (
+        row.started and (existing.slurm_state == LOST or existing.returned)
+    )
 
 
 def _tell_drift(
@@ -970,13 +1035,17 @@ def _tell_drift(
 ) -> None:
     if drift is None or not row.started:
         return
-    if (existing.elapsed_s, existing.cpus) == (row.elapsed_s, row.cpus):
+    charged, told = _tres_of(existing.inputs), allocated(row)
+    same = charged == told
+    if Tres(cpus=charged.cpus, nodes=charged.nodes) in (charged, told):
+        same = charged.cpus == told.cpus  # one of them knows of nothing else
+    if same and existing.elapsed_s == row.elapsed_s:
         return
-    if not state.tell_once("drift", row.job_id, row.submit_time, row.elapsed_s, row.cpus):
+    if not state.tell_once("drift", row.job_id, row.submit_time, row.elapsed_s, told):
         return
     line = (
         f"accounting_differs job_id={row.job_id} submit_time={row.submit_time} ledger_elapsed_s={existing.elapsed_s} "
-        f"sacct_elapsed_s={row.elapsed_s} ledger_cpus={existing.cpus} sacct_cpus={row.cpus} state={row.state}"
+        f"sacct_elapsed_s={row.elapsed_s} ledger_tres={charged} sacct_tres={told} state={row.state}"
     )
     log.warning("%s", line)
     drift.append(line)

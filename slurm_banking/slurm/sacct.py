@@ -13,6 +13,9 @@ What 22.05's slurmdbd does, as seen on real daemons:
   part of a pending array's record there is no row at all.
 * Before slurmctld has reported the start (every five seconds), a row has an end and no partition: left out here, read
   the next time.
+* Memory in AllocTRES is a whole number of MB only with --noconvert ("mem=8000M"); else units are changed, and of a
+  terabyte and more two places are left.
+* "CANCELLED by UID" names whoever ended the job; slurmctld itself, when it cancels one, is root.
 """
 
 from __future__ import annotations
@@ -20,13 +23,25 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import (
+    Callable,
+    Collection,
+    Dict,
+    FrozenSet,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+)
 
-from slurm_banking.charge import cpu_seconds_of
+from slurm_banking.charge import allocated, segments_of
 from slurm_banking.errors import SlurmUnavailable
 from slurm_banking.records import Run
 from slurm_banking.slurm import commands
 from slurm_banking.slurm.commands import Runner
+from slurm_banking.tres import Tres, parse_tres
 
 MAX_OUTPUT_BYTES = 1024 * 1024 * 1024
 TIMEOUT_S = 180.0
@@ -64,6 +79,15 @@ _LAST_FIELD = "AdminComment"
 #: For restart_count: not known.
 UNKNOWN_RESTART = -1
 
+_CANCELLED_BY = "CANCELLED by "
+
+#: Users with authority over all jobs, by uid; see :class:`slurm_banking.slurm.control.Operators`.
+OperatorUids = Callable[[], Collection[int]]
+
+
+def only_root() -> FrozenSet[int]:
+    return frozenset({0})
+
 
 class Accounting(Protocol):
     """What the sweep asks of slurmdbd; :class:`Sacct`, or a recording of it. All raise SlurmUnavailable."""
@@ -80,11 +104,14 @@ class _Row:
 
 
 class Sacct:
-    """sacct of one cluster."""
+    """sacct of one cluster. ``operators``: whose cancellations of others' jobs are the system's."""
 
-    def __init__(self, cluster: str, *, run: Runner = commands.run) -> None:
+    def __init__(
+        self, cluster: str, *, run: Runner = commands.run, operators: OperatorUids = only_root
+    ) -> None:
         self.cluster = cluster
         self._run = run
+        self._operators = operators
         self._fields: Tuple[str, ...] = ()
 
     def read_ended_runs(self, since: int, until: int) -> Tuple[Run, ...]:
@@ -139,11 +166,13 @@ class Sacct:
         separator = f"~{os.urandom(6).hex()}s"
         output = self._run(
             ["sacct", "--allusers", "--allocations", "--duplicates", "--noheader", "--parsable"]
+            + ["--noconvert"]
             + [f"--delimiter={separator}", f"--format={','.join(fields)}", *arguments],
             timeout_s=TIMEOUT_S,
             max_bytes=MAX_OUTPUT_BYTES,
         )
-        return parse_rows(output, self.cluster, fields, separator)
+        operators = self._operators() if _CANCELLED_BY in output else ()
+        return parse_rows(output, self.cluster, fields, separator, operators)
 
     def _known_fields(self) -> Tuple[str, ...]:
         """What this sacct is asked for; looked up once."""
@@ -154,7 +183,13 @@ class Sacct:
         return self._fields
 
 
-def parse_rows(output: str, cluster: str, fields: Sequence[str], separator: str) -> List[_Row]:
+def parse_rows(
+    output: str,
+    cluster: str,
+    fields: Sequence[str],
+    separator: str,
+    operators: Collection[int] = (0,),
+) -> List[_Row]:
     """:raises SlurmUnavailable: a row is not as expected; nothing of such an answer is used."""
     values = output.split(separator)
     if values.pop().strip() or len(values) % len(fields):
@@ -164,13 +199,13 @@ def parse_rows(output: str, cluster: str, fields: Sequence[str], separator: str)
         row = dict(zip(fields, values[first : first + len(fields)]))
         row[fields[0]] = row[fields[0]].lstrip("\n")
         try:
-            rows.append(_row(row, cluster))
+            rows.append(_row(row, cluster, operators))
         except ValueError as error:
             raise SlurmUnavailable(f"sacct: row {first // len(fields) + 1}: {error}") from None
     return rows
 
 
-def _row(row: Mapping[str, str], cluster: str) -> _Row:
+def _row(row: Mapping[str, str], cluster: str, operators: Collection[int]) -> _Row:
     state = row["State"].split(" ")[0]
     start_time = commands.parse_time(row["Start"])
     end_time = None if state in _OPEN_STATES - {"RESIZING"} else commands.parse_time(row["End"])
@@ -180,12 +215,14 @@ def _row(row: Mapping[str, str], cluster: str) -> _Row:
     started = start_time is not None and bool(nodes)
     array_job_id, array_task_id, het_job_id = _kinship(row["JobID"])
     limit = row["TimelimitRaw"]
+    user_id = _number(row["UID"])
+    tres = parse_tres(row["AllocTRES"])
     run = Run(
         cluster=cluster,
         job_id=_number(row["JobIDRaw"]),
         submit_time=submit_time or 0,
         restart_count=_number(row.get(_RESTARTS, "") or str(UNKNOWN_RESTART)),
-        user_id=_number(row["UID"]),
+        user_id=user_id,
         user_name=row["User"],
         account=row["Account"],
         partition=row["Partition"],
@@ -198,16 +235,29 @@ def _row(row: Mapping[str, str], cluster: str) -> _Row:
         started=started,
         nodes=nodes,
         node_count=node_count,
-        tres_alloc=row["AllocTRES"],
+        tres=tres if started else Tres(),
         array_job_id=array_job_id,
         array_task_id=array_task_id,
         het_job_id=het_job_id,
         time_limit_min=None if limit == "Partition_Limit" else _limit(limit),
         resizing=state == "RESIZING",
+        cancelled_by_admin=_by_admin(row["State"], user_id, operators),
         admin_comment=row[_LAST_FIELD],
         source="sacct",
     )
     return _Row(run=run, whole=bool(submit_time and run.partition))
+
+
+def _by_admin(state: str, user_id: int, operators: Collection[int]) -> bool:
+    """As slurmctld's plugin tells it: ended by root, SlurmUser or an operator, and not as a job of their own."""
+    uid = state[len(_CANCELLED_BY) :] if state.startswith(_CANCELLED_BY) else ""
+    return (
+        uid.isascii()
+        and uid.isdigit()
+        and len(uid) <= 10
+        and int(uid) != user_id
+        and int(uid) in operators
+    )
 
 
 def _over(run: Run) -> bool:
@@ -223,7 +273,7 @@ def _joined(rows: Sequence[Run]) -> List[Run]:
     """One job's rows with those of a resized run made one: the last one's figures under the first one's submit time."""
     joined: List[Run] = []
     first: Optional[Run] = None
-    resizes: List[Tuple[int, int]] = []
+    resizes: List[Tuple[Tres, int]] = []
     for run in sorted(rows, key=lambda run: (run.submit_time, run.end_time or 1 << 40)):
         if first is not None and run.start_time == first.start_time:
             run = replace(run, submit_time=first.submit_time)
@@ -231,10 +281,10 @@ def _joined(rows: Sequence[Run]) -> List[Run]:
             first, resizes = None, []
         if run.resizing:
             first = first or run
-            resizes.append((run.cpus, run.elapsed_s))
+            resizes.append((allocated(run), run.elapsed_s))
             continue
         if resizes:
-            run = replace(run, cpu_s=cpu_seconds_of(resizes, run.cpus, run.elapsed_s))
+            run = replace(run, segments=segments_of(resizes, allocated(run), run.elapsed_s))
         first, resizes = None, []
         joined.append(run)
     return joined

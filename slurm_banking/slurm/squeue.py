@@ -21,6 +21,7 @@ from slurm_banking.records import UNLIMITED, QueuedJob
 from slurm_banking.slurm import commands
 from slurm_banking.slurm.commands import Runner
 from slurm_banking.slurm.control import own_uid, read_controller
+from slurm_banking.tres import Tres, parse_tres
 
 MAX_OUTPUT_BYTES = 1024 * 1024 * 1024
 
@@ -64,6 +65,7 @@ _FIELDS = (
     "StartTime",
     "RestartCnt",
     "NodeList",
+    "tres-alloc",  # allocated; of a waiting job, requested
     "admin_comment",
     "Name",
 )
@@ -177,6 +179,7 @@ def _job(row: Mapping[str, str]) -> QueuedJob:
         # Of a pending job squeue shows when it may start.
         start_time=commands.parse_time(row["StartTime"]) if state in STARTED_STATES else None,
         node_list=_text(row["NodeList"]),
+        tres=_tres(row["tres-alloc"]),
         name=row["Name"],
         admin_comment=_text(row["admin_comment"]),
     )
@@ -184,6 +187,11 @@ def _job(row: Mapping[str, str]) -> QueuedJob:
 
 def _text(value: str) -> str:
     return "" if value in ("(null)", "N/A") else value
+
+
+def _tres(value: str) -> Tres:
+    """squeue rounds memory of a terabyte and more to two places, whatever --noconvert says; sacct does not."""
+    return parse_tres(_text(value))
 
 
 def _number(value: str) -> int:

@@ -10,6 +10,11 @@
  *   unload job_submit|jobcomp         fini(), dlclose
  *   submit key=value ...              job_submit of a new job description
  *   job key=value ...                 sets the job record that update and end use (from scratch)
+ *   conf key=value ...                changes slurm.conf: select_type, select_type_param, priority_flags, DefCpuPerGPU, ...
+ *   part NAME key=value ...           changes a partition
+ *   node INDEX key=value ...          changes a node's configuration
+ *   age                               the partition table changed: what was decoded is too old
+ *   unsettled                         as in the second of such a change: nothing that is decoded may be kept
  *   update uid=UID key=value ...      job_modify of that record
  *   end                               jobcomp_p_log_record of that record
  *   get_jobs                          jobcomp_p_get_jobs, as sacct -c
@@ -34,6 +39,7 @@ uint16_t accounting_enforce = ACCOUNTING_ENFORCE_ASSOCS;
 time_t last_part_update = 1;
 char *default_part_name = "normal";
 part_record_t *default_part_loc = NULL;
+List job_list = NULL;
 
 static bool in_slurmctld = true;
 
@@ -44,12 +50,14 @@ extern bool slurm_running_in_slurmctld(void)
 }
 
 static part_record_t parts[] = {
-	{ .name = "normal", .default_time = 60, .max_time = 2880, .max_share = 1, .max_cpu_cnt = 4,
-	  .max_cpus_per_node = INFINITE, .total_cpus = 16, .total_nodes = 4 },
-	{ .name = "long", .default_time = NO_VAL, .max_time = INFINITE, .max_share = 1, .max_cpu_cnt = 8,
-	  .max_cpus_per_node = 6, .total_cpus = 24, .total_nodes = 4 },
-	{ .name = "whole", .default_time = NO_VAL, .max_time = 60, .max_share = 0, .max_cpu_cnt = 8,
-	  .max_cpus_per_node = INFINITE, .total_cpus = 16, .total_nodes = 2 },
+	{ .name = "normal", .default_time = 60, .max_time = 2880, .max_share = 1, .max_cpus_per_node = INFINITE,
+	  .max_nodes = INFINITE, .total_cpus = 16, .total_nodes = 4 },
+	{ .name = "long", .default_time = NO_VAL, .max_time = INFINITE, .max_share = 1, .max_cpus_per_node = 6,
+	  .max_nodes = INFINITE, .total_cpus = 24, .total_nodes = 4 },
+	{ .name = "whole", .default_time = NO_VAL, .max_time = 60, .max_share = 0, .max_cpus_per_node = INFINITE,
+	  .max_nodes = INFINITE, .total_cpus = 16, .total_nodes = 2 },
+	{ .name = "many", .default_time = NO_VAL, .max_time = 60, .max_share = 1, .max_cpus_per_node = INFINITE,
+	  .max_nodes = 5, .total_cpus = 1000, .total_nodes = 20 },	/* no two nodes alike */
 };
 #define PART_COUNT (sizeof(parts) / sizeof(parts[0]))
 
@@ -185,26 +193,58 @@ extern bool assoc_mgr_is_user_acct_coord(void *db_conn, uint32_t uid, char *acct
 	return false;
 }
 
+#define NODE_COUNT 26
+
+static config_record_t configs[NODE_COUNT];
+static node_record_t nodes[NODE_COUNT];
+
 static void make_nodes(void)
 {
-	static config_record_t small = { .cpus = 4, .threads = 1, .real_memory = 8000 };
-	static config_record_t large = { .cpus = 8, .threads = 2, .real_memory = 64000 };
-	static node_record_t nodes[6];
-	static node_record_t *table[6];
+	static const config_record_t small = { .cpus = 4, .tot_sockets = 1, .cores = 4, .threads = 1,
+					       .real_memory = 8000 };
+	static const config_record_t large = { .cpus = 8, .tot_sockets = 2, .cores = 2, .threads = 2,
+					       .core_spec_cnt = 1, .real_memory = 64000, .mem_spec_limit = 1000,
+					       .gres = "gpu:a100:4,craynetwork:4" };
+	static node_record_t *table[NODE_COUNT];
 
-	for (int i = 0; i < 6; i++) {
-		nodes[i].config_ptr = (i < 4) ? &small : &large;
+	for (int i = 0; i < NODE_COUNT; i++) {
+		configs[i] = (i < 4) ? small : large;
+		if (i >= 6) {
+			configs[i].cpus = (uint16_t) (2 * i);
+			configs[i].real_memory = 1000 * (uint64_t) i;
+			configs[i].gres = (i == 25) ? "gpu:t4:2" : "gpu:a100:4";
+		}
+		nodes[i].config_ptr = &configs[i];
+		nodes[i].core_spec_cnt = configs[i].core_spec_cnt;
 		table[i] = &nodes[i];
 	}
 	table[1] = NULL;	/* a node taken away leaves a hole */
 	node_record_table_ptr = table;
-	node_record_count = 6;
+	node_record_count = NODE_COUNT;
 	for (size_t i = 0; i < PART_COUNT; i++)
-		parts[i].node_bitmap = bit_alloc(6);
+		parts[i].node_bitmap = bit_alloc(NODE_COUNT);
 	bit_nset(parts[0].node_bitmap, 0, 3);
 	bit_nset(parts[1].node_bitmap, 2, 5);
 	bit_nset(parts[2].node_bitmap, 4, 5);
+	bit_nset(parts[3].node_bitmap, 6, NODE_COUNT - 1);
 	default_part_loc = &parts[0];
+}
+
+/* As the database numbers them: the static ones, then in the order in which they were first configured. */
+static void make_tres(void)
+{
+	static slurmdb_tres_rec_t all[] = {
+		{ .id = 1, .type = "cpu" },	{ .id = 2, .type = "mem" },
+		{ .id = 3, .type = "energy" },	{ .id = 4, .type = "node" },
+		{ .id = 5, .type = "billing" }, { .id = 6, .type = "fs", .name = "disk" },
+		{ .id = 1001, .type = "gres", .name = "gpu" },
+		{ .id = 1002, .type = "gres", .name = "gpu:a100" },
+		{ .id = 1003, .type = "license", .name = "matlab" },
+	};
+
+	assoc_mgr_tres_list = list_create(NULL);
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+		list_append(assoc_mgr_tres_list, &all[i]);
 }
 
 /* --- the plugins, as src/common/plugin.c opens them -------------------------------------------------------------------- */
@@ -321,6 +361,7 @@ static void free_job_desc(job_desc_msg_t *desc)
 	xfree(desc->tres_per_job);
 	xfree(desc->tres_per_node);
 	xfree(desc->cpus_per_tres);
+	xfree(desc->mem_per_tres);
 	xfree(desc->comment);
 }
 
@@ -346,6 +387,7 @@ static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
 	TEXT(tres_per_job);
 	TEXT(tres_per_node);
 	TEXT(cpus_per_tres);
+	TEXT(mem_per_tres);
 	TEXT(comment);
 	NUMBER(user_id);
 	NUMBER(time_limit);
@@ -353,6 +395,14 @@ static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
 	NUMBER(min_nodes);
 	NUMBER(num_tasks);
 	NUMBER(cpus_per_task);
+	NUMBER(ntasks_per_node);
+	NUMBER(ntasks_per_socket);
+	NUMBER(ntasks_per_core);
+	NUMBER(ntasks_per_tres);
+	NUMBER(sockets_per_node);
+	NUMBER(cores_per_socket);
+	NUMBER(threads_per_core);
+	NUMBER(core_spec);
 	NUMBER(shared);
 	NUMBER(priority);
 	NUMBER(end_time);
@@ -364,6 +414,7 @@ static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
 
 static job_record_t job;
 static struct job_details details;
+static multi_core_data_t layout;
 static job_array_struct_t array_recs;
 static slurmdb_qos_rec_t job_qos = { .name = "standard" };
 
@@ -372,7 +423,11 @@ static void new_job(void)
 	memset(&job, 0, sizeof(job));
 	memset(&details, 0, sizeof(details));
 	memset(&array_recs, 0, sizeof(array_recs));
+	memset(&layout, 0, sizeof(layout));
+	layout.sockets_per_node = layout.cores_per_socket = layout.threads_per_core = NO_VAL16;
+	layout.ntasks_per_socket = layout.ntasks_per_core = INFINITE16;	/* as slurmctld's _set_multi_core_data */
 	job.details = &details;
+	job.requid = -1;
 	job.job_id = 42;
 	job.user_id = 1001;
 	job.account = "astro";
@@ -406,6 +461,12 @@ static void set_job(const char *key, char *value)
 		array_recs.task_cnt = number;
 	} else if (!strcmp(key, "num_tasks")) {
 		details.num_tasks = number;
+	} else if (!strcmp(key, "ntasks_per_socket")) {
+		details.mc_ptr = &layout;
+		layout.ntasks_per_socket = (uint16_t) number;
+	} else if (!strcmp(key, "sockets_per_node")) {
+		details.mc_ptr = &layout;
+		layout.sockets_per_node = (uint16_t) number;
 	} else if (!strcmp(key, "bare")) {	/* whatever may be missing is missing */
 		job.details = NULL;
 		job.qos_ptr = NULL;
@@ -421,9 +482,12 @@ static void set_job(const char *key, char *value)
 	TEXT(account);
 	TEXT(admin_comment);
 	TEXT(nodes);
+	TEXT(tres_alloc_str);
 	TEXT(tres_fmt_alloc_str);
 	TEXT(name);
 	NUMBER(user_id);
+	NUMBER(requid);
+	NUMBER(resize_time);
 	NUMBER(start_time);
 	NUMBER(end_time);
 	NUMBER(suspend_time);
@@ -464,6 +528,109 @@ static void set_job_pair(void *what, const char *key, char *value)
 {
 	(void) what;
 	set_job(key, value);
+}
+
+/* --- what an administrator changes ------------------------------------------------------------------------------------- */
+
+static void add_default(List *list, uint16_t type, uint64_t value)
+{
+	job_defaults_t *element = xmalloc(sizeof(*element));
+
+	if (!*list)
+		*list = list_create(xfree_ptr);
+	element->type = type;
+	element->value = value;
+	list_append(*list, element);
+}
+
+#undef TEXT
+#undef NUMBER
+#define TEXT(name) else if (!strcmp(key, #name)) what->name = xstrdup(value)
+#define NUMBER(name) else if (!strcmp(key, #name)) what->name = number
+#define DEFAULTS \
+	if (!strcmp(key, "DefCpuPerGPU")) \
+		add_default(&what->job_defaults_list, JOB_DEF_CPU_PER_GPU, number); \
+	else if (!strcmp(key, "DefMemPerGPU")) \
+		add_default(&what->job_defaults_list, JOB_DEF_MEM_PER_GPU, number)
+#define NO_SUCH_KEY \
+	else \
+	{ \
+		fprintf(stderr, "no key %s\n", key); \
+		abort(); \
+	}
+
+static void set_conf(void *ignored, const char *key, char *value)
+{
+	uint32_t number = (uint32_t) strtoul(value, NULL, 10);
+	slurm_conf_t *what = &slurm_conf;
+
+	(void) ignored;
+	DEFAULTS;
+	TEXT(select_type);
+	NUMBER(select_type_param);
+	NUMBER(priority_flags);
+	NUMBER(def_mem_per_cpu);
+	NUMBER(max_mem_per_cpu);
+	NUMBER(conf_flags);
+	NUMBER(max_job_cnt);
+	NO_SUCH_KEY
+}
+
+/* A table of two jobs, one of them an array with so many tasks waiting. */
+static void fill_queue(uint32_t waiting)
+{
+	static job_array_struct_t tasks;
+	static job_record_t alone = { .array_task_id = NO_VAL };
+	static job_record_t array = { .array_task_id = NO_VAL, .array_recs = &tasks };
+
+	tasks.task_cnt = waiting;
+	job_list = list_create(NULL);
+	list_append(job_list, &alone);
+	list_append(job_list, &array);
+}
+
+static void set_part(void *part, const char *key, char *value)
+{
+	uint32_t number = (uint32_t) strtoul(value, NULL, 10);
+	part_record_t *what = part;
+	static double weights[8];
+
+	DEFAULTS;
+	else if (!strcmp(key, "billing_weights_str"))
+	{
+		what->billing_weights_str = xstrdup(value);
+		what->billing_weights = weights;
+	}
+	else if (!strcmp(key, "unread_weights")) what->billing_weights_str = xstrdup(value);
+	NUMBER(cr_type);
+	NUMBER(max_time);
+	NUMBER(max_nodes);
+	NUMBER(def_mem_per_cpu);
+	NO_SUCH_KEY
+}
+
+static void set_node(void *node, const char *key, char *value)
+{
+	uint32_t number = (uint32_t) strtoul(value, NULL, 10);
+	node_record_t *record = node;
+	config_record_t *what = record->config_ptr;
+
+	if (!strcmp(key, "node_gres"))
+		record->gres = xstrdup(value);
+	NUMBER(cpus);
+	NUMBER(real_memory);
+	TEXT(gres);
+	NO_SUCH_KEY
+}
+
+static char *first_word(char *text)
+{
+	char *rest = strchr(text, ' ');
+
+	if (!rest)
+		return text + strlen(text);
+	*rest++ = '\0';
+	return rest;
 }
 
 static void print_result(int rc, const char *admin_comment, const char *message)
@@ -626,6 +793,26 @@ static void run_line(char *line)
 		new_job();
 		for_each_pair(rest, set_job_pair, NULL);
 		printf("job\n");
+	} else if (!strcmp(line, "conf")) {
+		for_each_pair(rest, set_conf, NULL);
+		printf("conf\n");
+	} else if (!strcmp(line, "waiting")) {
+		fill_queue((uint32_t) atoi(rest));
+		printf("waiting\n");
+	} else if (!strcmp(line, "part")) {
+		more = first_word(rest);
+		for_each_pair(more, set_part, find_part_record(rest));
+		printf("part\n");
+	} else if (!strcmp(line, "node")) {
+		more = first_word(rest);
+		for_each_pair(more, set_node, &nodes[atoi(rest)]);
+		printf("node\n");
+	} else if (!strcmp(line, "age")) {
+		last_part_update++;
+		printf("age\n");
+	} else if (!strcmp(line, "unsettled")) {
+		last_part_update = time(NULL) + 3600;
+		printf("unsettled\n");
 	} else if (!strcmp(line, "update")) {
 		update(rest);
 	} else if (!strcmp(line, "end")) {
@@ -656,12 +843,15 @@ int main(int argc, char **argv)
 	options.stderr_level = LOG_LEVEL_DEBUG;
 	slurm_conf.cluster_name = "testcluster";
 	slurm_conf.slurm_user_id = SLURM_USER;
+	slurm_conf.select_type = "select/cons_tres";
+	slurm_conf.select_type_param = CR_CORE | CR_MEMORY;
 	slurm_conf.job_submit_plugins = getenv("FAKE_JOB_SUBMIT_PLUGINS");
 	assoc_mgr_user_list = list_create(NULL);
 	assoc_mgr_assoc_list = list_create(NULL);
 	assoc_mgr_qos_list = list_create(NULL);
 	log_init("slurmctld", options, SYSLOG_FACILITY_DAEMON, NULL);
 	make_nodes();
+	make_tres();
 	new_job();
 	while (fgets(line, sizeof(line), stdin)) {
 		line[strcspn(line, "\n")] = '\0';

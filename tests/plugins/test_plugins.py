@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional
 
 import pytest
 
@@ -15,7 +16,9 @@ from .conftest import Built, Layout, Submitted
 ACCOUNTING_POLICY = 2050
 NO_VAL = 0xFFFFFFFE
 NO_VAL16 = 0xFFFE
+INFINITE16 = 0xFFFF
 INFINITE = 0xFFFFFFFF
+NO_VAL64 = 0xFFFFFFFFFFFFFFFE
 TOKEN = "slurm_banking=" + "ab" * 16 + ":50:v1"
 
 
@@ -59,7 +62,7 @@ def test_a_default_partition_comes_with_what_slurm_would_allocate(layout: Layout
     assert (part["found"], part["exclusive"]) == (1, 0)
     assert (part["default_time_min"], part["max_time_min"]) == (60, 2880)
     assert (part["total_cpus"], part["total_nodes"]) == (16, 4)
-    assert (part["node_cpus_min"], part["node_cpus_max"]) == (4, 4)
+    assert part["max_nodes"] == INFINITE
 
 
 def test_each_of_several_partitions_is_described(layout: Layout) -> None:
@@ -69,15 +72,158 @@ def test_each_of_several_partitions_is_described(layout: Layout) -> None:
     assert [part["exclusive"] for part in parts] == [0, 0, 1]
     assert (parts[0]["default_time_min"], parts[0]["max_time_min"]) == (NO_VAL, INFINITE)
     assert parts[0]["max_cpus_per_node"] == 6
-    assert (parts[0]["node_cpus_min"], parts[0]["node_cpus_max"]) == (4, 8)
-    assert parts[0]["threads_per_core_max"] == 2
-    assert parts[0]["node_memory_max_mb"] == 64000
 
 
 def test_no_partition_of_a_long_list_is_forgotten(layout: Layout) -> None:
     names = [f"p{i}" for i in range(40)]
     parts = described(layout, "partition=" + ",".join(names))["partitions"]
     assert [part["name"] for part in parts] == names
+
+
+def partitions_after(layout: Layout, *commands: str) -> List[Dict[str, Any]]:
+    """The first partition of each submission among the commands, in their order."""
+    done = layout.run(layout.load_job_submit, *commands)
+    told = [line.split("slurm_banking: ", 1)[1] for line in done.log.splitlines() if "{" in line]
+    return [json.loads(line)["partitions"][0] for line in told]
+
+
+def partition_after(layout: Layout, *changes: str, name: str = "normal") -> Dict[str, Any]:
+    (part,) = partitions_after(layout, *changes, f"submit name=describe partition={name}")
+    return part
+
+
+SMALL = {
+    **{"cpus": 4, "sockets": 1, "cores": 4, "threads": 1},
+    **{"core_spec": 0, "memory_mb": 8000, "memory_spec_mb": 0, "gres": None},
+}
+LARGE = {
+    **{"cpus": 8, "sockets": 2, "cores": 2, "threads": 2, "core_spec": 1},
+    **{"memory_mb": 64000, "memory_spec_mb": 1000, "gres": "gpu:a100:4,craynetwork:4"},
+}
+
+
+def test_nodes_that_are_alike_are_one_shape(layout: Layout) -> None:
+    parts = described(layout, "partition=normal,long,whole")["partitions"]
+    # a node of normal is a hole in the table
+    assert parts[0]["shapes"] == [{"count": 3, **SMALL}]
+    assert parts[1]["shapes"] == [{"count": 2, **SMALL}, {"count": 2, **LARGE}]
+    assert parts[2]["shapes"] == [{"count": 2, **LARGE}]
+
+
+def test_a_partition_that_is_not_there_has_no_nodes(layout: Layout) -> None:
+    part = described(layout, "partition=nowhere")["partitions"][0]
+    assert (part["shapes"], part["found"], part["generation"]) == ([], 0, 0)
+
+
+def test_a_node_shows_the_gres_that_it_registered(layout: Layout) -> None:
+    gres = "gpu:a100:3(S:0),gpu:t4:1(S:1)"
+    part = partition_after(layout, f"node 4 node_gres={gres}", name="whole")
+    assert [shape["gres"] for shape in part["shapes"]] == [gres, LARGE["gres"]]
+
+
+def test_shapes_beyond_the_last_are_one_with_the_most_of_each(layout: Layout) -> None:
+    part = described(layout, "partition=many")["partitions"][0]
+    shapes = part["shapes"]
+    assert len(shapes) == 16
+    assert [shape["count"] for shape in shapes] == [1] * 15 + [5]
+    assert (shapes[15]["cpus"], shapes[15]["memory_mb"]) == (50, 25000)
+    assert (shapes[15]["gres"], part["max_nodes"]) == ("gpu:a100:4,gpu:t4:2", 5)
+
+
+CPU, CORE, SOCKET, NODE = range(4)
+
+
+@pytest.mark.parametrize(
+    ("conf", "part", "unit", "memory", "one_task"),
+    [
+        ("select_type_param=20", "", CORE, 1, 0),  # CR_Core_Memory
+        ("select_type_param=4", "", CORE, 0, 0),
+        ("select_type_param=1", "", CPU, 0, 0),
+        ("select_type_param=17", "", CPU, 1, 0),
+        ("select_type_param=18", "", SOCKET, 1, 0),
+        ("select_type_param=276", "", CORE, 1, 1),  # CR_ONE_TASK_PER_CORE
+        ("select_type_param=20", "cr_type=2", SOCKET, 0, 0),
+        ("select_type_param=4", "cr_type=18", SOCKET, 1, 0),
+        ("select_type_param=17", "cr_type=2", CPU, 1, 0),  # Slurm ignores it there
+        ("select_type=select/linear select_type_param=16", "", NODE, 1, 0),
+        ("select_type=select/linear select_type_param=0", "cr_type=2", NODE, 0, 0),
+        ("select_type=select/cray_aries select_type_param=2068", "", CORE, 1, 0),
+    ],
+)
+def test_what_is_handed_out_is_what_select_hands_out(
+    conf: str, part: str, unit: int, memory: int, one_task: int, layout: Layout
+) -> None:
+    changes = [f"conf {conf}"] + ([f"part normal {part}"] if part else [])
+    got = partition_after(layout, *changes)
+    assert (got["unit"], got["memory_tracked"]) == (unit, memory)
+    assert got["one_task_per_core"] == one_task
+    assert got["exclusive"] == (unit == NODE)
+
+
+def test_a_partitions_own_defaults_go_before_the_clusters(layout: Layout) -> None:
+    conf = "conf DefCpuPerGPU=3 DefMemPerGPU=1000 def_mem_per_cpu=500"
+    mine = partition_after(layout, conf, "part normal DefCpuPerGPU=7 def_mem_per_cpu=900")
+    assert (mine["def_cpu_per_gpu"], mine["def_mem_per_gpu"]) == (7, 1000)
+    assert mine["def_mem_per_cpu"] == 900
+    clusters = partition_after(layout, conf)
+    assert (clusters["def_cpu_per_gpu"], clusters["def_mem_per_gpu"]) == (3, 1000)
+    assert clusters["def_mem_per_cpu"] == 500
+    none = partition_after(layout)
+    assert (none["def_cpu_per_gpu"], none["def_mem_per_gpu"]) == (NO_VAL64, NO_VAL64)
+
+
+def test_billing_weights_cross_as_configured(layout: Layout) -> None:
+    weights = "CPU=1.0,Mem=0.25G,GRES/gpu=2.0"
+    part = partition_after(
+        layout, f"part normal billing_weights_str={weights}", "conf priority_flags=2"
+    )
+    assert (part["billing_weights"], part["billing_max"]) == (weights, 1)
+    plain = partition_after(layout)
+    assert (plain["billing_weights"], plain["billing_max"]) == (None, 0)
+
+
+def test_weights_that_slurm_could_not_read_are_none(layout: Layout) -> None:
+    part = partition_after(layout, "part normal unread_weights=CPU=x")
+    assert part["billing_weights"] is None
+
+
+SUBMIT = "submit name=describe partition=normal,whole"
+
+
+@pytest.mark.parametrize(
+    ("change", "fact", "value"),
+    [
+        ("part normal max_time=77", "max_time_min", 77),
+        ("part normal max_nodes=3", "max_nodes", 3),
+        ("part normal billing_weights_str=CPU=2", "billing_weights", "CPU=2"),
+        ("part normal DefCpuPerGPU=5", "def_cpu_per_gpu", 5),
+        ("conf priority_flags=2", "billing_max", 1),
+        ("conf select_type_param=18", "unit", SOCKET),
+    ],
+)
+def test_a_change_of_a_partition_is_seen_at_once_and_makes_a_new_generation(
+    change: str, fact: str, value: object, layout: Layout
+) -> None:
+    one, two, three = partitions_after(layout, SUBMIT, SUBMIT, change, SUBMIT)
+    assert one == two
+    assert three[fact] == value != one[fact]
+    assert three["generation"] > one["generation"] > 0
+
+
+def test_a_change_of_nodes_is_seen_when_the_table_changes_or_the_facts_are_old(
+    layout: Layout,
+) -> None:
+    change = "node 0 cpus=64 gres=gpu:2"
+    one, two, three = partitions_after(layout, SUBMIT, change, SUBMIT, "age", SUBMIT)
+    assert one == two
+    assert [shape["cpus"] for shape in three["shapes"]] == [64, 4]
+    assert three["shapes"][0]["gres"] == "gpu:2"
+    assert three["generation"] > one["generation"]
+
+
+def test_generations_of_partitions_differ(layout: Layout) -> None:
+    parts = described(layout, "partition=normal,long,whole,many")["partitions"]
+    assert len({part["generation"] for part in parts}) == 4
 
 
 def test_a_reservation_brings_its_partition(layout: Layout) -> None:
@@ -123,6 +269,51 @@ def test_what_was_asked_for_crosses(layout: Layout) -> None:
     assert (job["cpus_per_task"], job["shared"], job["qos"]) == (2, 0, "urgent")
     assert job["array_inx"] == "0-7%2"
     assert (job["tres_per_node"], job["cpus_per_tres"]) == ("gres/gpu:2", "gres/gpu:8")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("ntasks_per_node", "ntasks_per_socket", "ntasks_per_core", "ntasks_per_tres"),
+        *("sockets_per_node", "cores_per_socket", "threads_per_core"),
+    ],
+)
+def test_how_tasks_are_laid_out_crosses(field: str, layout: Layout) -> None:
+    assert described(layout, f"{field}=3")[field] == 3
+    assert described(layout)[field] == NO_VAL16
+
+
+def test_core_specialisation_crosses_where_slurm_heeds_it(layout: Layout) -> None:
+    heeded = layout.run(
+        layout.load_job_submit, "conf conf_flags=8", "submit name=describe core_spec=3"
+    )
+    assert from_log(heeded.log, "partition_count")["core_spec"] == 3
+    assert described(layout, "core_spec=3")["core_spec"] == NO_VAL16
+    assert described(layout)["core_spec"] == NO_VAL16
+
+
+@pytest.mark.parametrize(
+    ("most", "waiting", "room"), [(100, 7, 91), (9, 7, 0), (8, 7, 0), (10, 7, 1), (100, 0, 97)]
+)
+def test_the_room_in_slurmctlds_table_counts_array_tasks(
+    most: int, waiting: int, room: int, layout: Layout
+) -> None:
+    done = layout.run(
+        layout.load_job_submit,
+        f"conf max_job_cnt={most}",
+        f"waiting {waiting}",
+        "submit name=describe",
+    )
+    assert from_log(done.log, "partition_count")["room"] == room
+
+
+def test_without_a_table_its_room_is_not_known(layout: Layout) -> None:
+    assert described(layout)["room"] == NO_VAL
+
+
+def test_a_full_table_is_told_as_slurm_tells_it(layout: Layout) -> None:
+    told = layout.submit("name=full")
+    assert (told.rc, told.admin_comment, told.message) == (errno.EAGAIN, "", "")
 
 
 def test_required_nodes_are_a_least_number_of_nodes(layout: Layout) -> None:
@@ -231,6 +422,7 @@ def test_an_update_that_costs_nothing_does_not_reach_python(harmless: str, layou
         *("time_limit=90", "partition=long", "account=bio", "qos=high", "min_nodes=2"),
         *("num_tasks=8", "min_cpus=8", "cpus_per_task=2", "shared=0", "end_time=99999"),
         *("tres_per_node=gpu:1", "tres_per_job=gpu:1", "cpus_per_tres=gpu:4", "req_nodes=n1"),
+        *("ntasks_per_socket=1", "ntasks_per_core=1", "sockets_per_node=2", "cores_per_socket=2"),
     ],
 )
 def test_an_update_of_what_the_price_depends_on_can_be_refused(change: str, layout: Layout) -> None:
@@ -295,6 +487,22 @@ def test_an_end_time_is_a_longer_limit(layout: Layout) -> None:
     assert update["wanted"]["time_limit_min"] == 60 + 60
 
 
+def test_a_record_keeps_the_layout_that_an_update_does_not_change(layout: Layout) -> None:
+    job = "name=x ntasks_per_socket=4 sockets_per_node=2"
+    wanted = updated(layout, job, "sockets_per_node=1")["wanted"]
+    assert (wanted["ntasks_per_socket"], wanted["sockets_per_node"]) == (4, 1)
+    assert (wanted["ntasks_per_core"], wanted["cores_per_socket"]) == (INFINITE16, NO_VAL16)
+    none = updated(layout, "name=x", "time_limit=90")["wanted"]
+    assert (none["ntasks_per_socket"], none["sockets_per_node"]) == (NO_VAL16, NO_VAL16)
+
+
+def test_an_update_of_a_running_job_tells_what_it_has(layout: Layout) -> None:
+    job = "name=x part=long nodes=n1 total_cpus=4 tres_alloc_str=1=4,2=8000,4=1,5=4"
+    running = updated(layout, f"{job} state=1", "time_limit=90")
+    assert running["tres_alloc"] == "cpu=4,mem=8000M,node=1,billing=4"
+    assert updated(layout, f"{job} state=0", "time_limit=90")["tres_alloc"] is None
+
+
 def test_a_finished_job_is_not_updated(layout: Layout) -> None:
     done = layout.run(layout.load_job_submit, "job name=refuse state=3", "update time_limit=90")
     assert Submitted.of(done.answers[2]).rc == 0
@@ -332,7 +540,7 @@ def test_an_undecided_update_is_refused_to_users_and_left_to_operators(layout: L
 def test_a_run_that_ended_crosses_whole(layout: Layout) -> None:
     run = ended(
         layout,
-        "name=x state=3 part=long nodes=n[1-2] node_cnt=2 total_cpus=8 tres_fmt_alloc_str=cpu=8,node=2"
+        "name=x state=3 part=long nodes=n[1-2] node_cnt=2 total_cpus=8 tres_alloc_str=1=8,4=2"
         f" start_time=2000 end_time=5600 suspend_time=3000 pre_sus_time=900 restart_cnt=1"
         f" admin_comment={TOKEN}",
     )
@@ -346,13 +554,75 @@ def test_a_run_that_ended_crosses_whole(layout: Layout) -> None:
 
 
 def test_a_run_without_nodes_has_none_of_an_earlier_runs_resources(layout: Layout) -> None:
-    run = ended(layout, "name=x state=4 total_cpus=8 node_cnt=2 tres_fmt_alloc_str=cpu=8")
+    run = ended(layout, "name=x state=4 total_cpus=8 node_cnt=2 tres_alloc_str=1=8")
     assert (run["nodes"], run["tres_alloc"], run["total_cpus"], run["node_count"]) == (
         None,
         None,
         0,
         0,
     )
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        # 1,234,567 MB: Slurm's own readable text would round it
+        ("1=4,2=1234567,4=1,5=4", "cpu=4,mem=1234567M,node=1,billing=4"),
+        ("1=4,2=8192,4=1,5=4", "cpu=4,mem=8192M,node=1,billing=4"),
+        (
+            "1=8,2=4000,3=18446744073709551614,4=2,5=10,1001=4,1002=3,1003=1",
+            "cpu=8,mem=4000M,node=2,billing=10,gres/gpu=4,gres/gpu:a100=3,license/matlab=1",
+        ),
+        ("1=4,2=0,4=1", "cpu=4,mem=0,node=1"),
+        ("1=4,3=120,4=1,7777=3", "cpu=4,energy=120,node=1"),  # a TRES that is not in the list
+        ("", None),
+        ("cpu=4", None),
+    ],
+)
+def test_allocated_resources_are_told_exactly(
+    record: str, told: Optional[str], layout: Layout
+) -> None:
+    run = ended(
+        layout,
+        f"name=x state=3 nodes=n1 tres_fmt_alloc_str=cpu=4,mem=1.18T tres_alloc_str={record}",
+    )
+    assert run["tres_alloc"] == told
+
+
+CANCELLED, TIMEOUT = 4, 6
+ALICE, BOB, CAROL, OPERATOR, SLURM_USER, ROOT = 1001, 1002, 1003, 900, 64030, 0
+
+
+@pytest.mark.parametrize(
+    ("state", "requid", "by_admin"),
+    [
+        *[(CANCELLED, who, 1) for who in (ROOT, SLURM_USER, OPERATOR)],
+        # the job's own user, another user, a coordinator of the account, nobody
+        *[(CANCELLED, who, 0) for who in (ALICE, BOB, CAROL, INFINITE, NO_VAL)],
+        *[(state, ROOT, 0) for state in (1, 3, 5, TIMEOUT, 8)],
+        (CANCELLED | 1 << 15, ROOT, 1),  # with flags
+    ],
+)
+def test_a_cancellation_by_an_administrator_is_told_as_one(
+    state: int, requid: int, by_admin: int, layout: Layout
+) -> None:
+    run = ended(layout, f"name=x state={state} nodes=n1 part=normal requid={requid}")
+    assert run["cancelled_by_admin"] == by_admin
+
+
+def test_an_administrators_own_job_is_his_to_cancel(layout: Layout) -> None:
+    run = ended(layout, f"name=x state=4 nodes=n1 user_id={OPERATOR} requid={OPERATOR}")
+    assert run["cancelled_by_admin"] == 0
+
+
+def test_a_resize_tells_what_the_part_that_ended_had(layout: Layout) -> None:
+    run = ended(
+        layout,
+        f"name=x state={1 | 1 << 13} part=long nodes=n[1-2] node_cnt=2 total_cpus=8"
+        " tres_alloc_str=1=8,2=16000,4=2 start_time=2000 end_time=9000 resize_time=3000",
+    )
+    assert (run["total_cpus"], run["node_count"]) == (8, 2)
+    assert (run["tres_alloc"], run["resize_time"]) == ("cpu=8,mem=16000M,node=2", 3000)
 
 
 @pytest.mark.parametrize("flag", [1 << 10, 1 << 11, 1 << 12])
@@ -466,6 +736,17 @@ def test_ten_threads_at_once_start_a_cold_plugin_together(layout: Layout) -> Non
     layout.config.write_text('[Policy]\non_plugin_error = "reject"\n')
     done = layout.run(layout.load_job_submit, "storm 10 20 name=extension")
     assert done.answers[1] == "accepted=200 refused=0"
+
+
+def test_facts_live_as_long_as_any_thread_uses_them(layout: Layout) -> None:
+    storm = "storm 10 100 name=facts partition=many,whole,nowhere,many"
+    done = layout.run(
+        *[layout.load_job_submit, storm, "unsettled", *[storm] * 3, "rss", *[storm] * 3, "rss"],
+        environment={"MALLOC_PERTURB_": "165"},  # what is freed is overwritten
+    )
+    assert {line for line in done.answers if "accepted" in line} == {"accepted=1000 refused=0"}
+    before, after = (int(line.split("=")[1]) for line in done.answers if "rss" in line)
+    assert after - before < 1024  # kB, over 3,000 submissions that each made new facts
 
 
 def test_memory_stays_flat(layout: Layout) -> None:

@@ -104,9 +104,19 @@ class CommandFailed(RigError):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Node:
     name: str
-    cpus: int = 8
+    cpus: int = 8  #: hardware threads
     memory_mib: int = 16000
+    sockets: int = 1
+    threads: int = 1  #: per core
+    gpus: tuple[str, int] | None = (
+        None  #: (type, count), of made-up device files, spread over the sockets
+    )
     extra: str = ""  #: appended to the NodeName line
+
+    @property
+    def cores(self) -> int:
+        """Per socket."""
+        return self.cpus // self.sockets // self.threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +126,7 @@ class Partition:
     max_time: str = "1-00:00:00"
     exclusive: bool = False
     default: bool = False
+    nodes: tuple[str, ...] | None = None  #: None: all of them
     extra: str = ""  #: appended to the PartitionName line
 
 
@@ -511,6 +522,7 @@ class Cluster:
             path = self.stage_dir / "spank" / self.plugins.spank
             spank = f"optional {path} {self.plugins.spank_arguments}".rstrip() + "\n"
         self.write_file(self.etc_dir / "plugstack.conf", spank)
+        self._write_gres_conf()
         associations = [
             f"Cluster - '{self.cluster_name}':Fairshare=1:QOS='normal'",
             "Parent - 'root'",
@@ -530,6 +542,29 @@ class Cluster:
             self.root / "env.sh",
             f"export SLURM_CONF={shlex.quote(str(self.slurm_conf))}\n",
         )
+
+    def _write_gres_conf(self) -> None:
+        """Without a cgroup plugin that constrains devices, slurmd takes any file for a GPU."""
+        lines = []
+        for node in self.nodes:
+            if node.gpus is None:
+                continue
+            kind, count = node.gpus
+            if count % node.sockets:
+                raise RigError(f"{node.name}: {count} GPUs do not spread over its sockets")
+            (self.root / "dev").mkdir(exist_ok=True)
+            for number in range(count):
+                self.write_file(self.root / "dev" / f"{node.name}-gpu{number}", "")
+            each = count // node.sockets
+            for socket_number in range(node.sockets):
+                first, core = socket_number * each, socket_number * node.cores
+                lines.append(
+                    f"NodeName={node.name} Name=gpu Type={kind}"
+                    f" File={self.root}/dev/{node.name}-gpu[{first}-{first + each - 1}]"
+                    f" Cores={core}-{core + node.cores - 1}\n"
+                )
+        if lines:
+            self.write_file(self.etc_dir / "gres.conf", "".join(["AutoDetect=off\n", *lines]))
 
     def _first(self, user: str) -> str:
         return next(account for account, users in self.accounts.items() if user in users)
@@ -598,16 +633,26 @@ class Cluster:
             if self.plugins.jobcomp:
                 conf["JobCompType"] = f"jobcomp/{self.plugins.jobcomp}"
         conf["PluginDir"] = ":".join(plugin_dirs)
+        if any(node.gpus for node in self.nodes):
+            kinds = sorted({node.gpus[0] for node in self.nodes if node.gpus})
+            conf["GresTypes"] = "gpu"
+            conf["AccountingStorageTRES"] = ",".join(
+                ["gres/gpu", *(f"gres/gpu:{k}" for k in kinds)]
+            )
         conf.update(self.extra_slurm_conf)
         names = ",".join(node.name for node in self.nodes)
         lines = [
             f"NodeName={node.name} NodeAddr={address} NodeHostname={hostname.split('.')[0]}"
-            f" Port={self._ports[node.name]} Boards=1 SocketsPerBoard=1 CoresPerSocket={node.cpus}"
-            f" ThreadsPerCore=1 RealMemory={node.memory_mib} State=UNKNOWN {node.extra}".rstrip()
+            f" Port={self._ports[node.name]} Boards=1 SocketsPerBoard={node.sockets}"
+            f" CoresPerSocket={node.cores} ThreadsPerCore={node.threads}"
+            f" RealMemory={node.memory_mib} State=UNKNOWN"
+            + (f" Gres=gpu:{node.gpus[0]}:{node.gpus[1]}" if node.gpus else "")
+            + f" {node.extra}".rstrip()
             for node in self.nodes
         ]
         for part in self.partitions:
-            line = f"PartitionName={part.name} Nodes={names} MaxTime={part.max_time} State=UP"
+            own = names if part.nodes is None else ",".join(part.nodes)
+            line = f"PartitionName={part.name} Nodes={own} MaxTime={part.max_time} State=UP"
             line += f" Default={'YES' if part.default else 'NO'}"
             if part.default_time_min is not None:
                 line += f" DefaultTime={part.default_time_min}"

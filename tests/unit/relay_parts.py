@@ -25,7 +25,7 @@ from slurm_banking import config as configuration
 from slurm_banking import settle
 from slurm_banking.errors import BankUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun
-from slurm_banking.records import Funds, FundsKind, Partition, Run
+from slurm_banking.records import Funds, FundsKind, NodeShape, Partition, Run
 from slurm_banking.relay import client, protocol
 from slurm_banking.relay.answer import Listener
 from slurm_banking.relay.book import FILE_NAME, DeliveryBook
@@ -138,7 +138,7 @@ class Relay:
             )
         )
         with self.ledger.transaction() as tx:
-            settle.record_prices(tx, self.config)
+            settle.record_prices(tx, self.config, int(time.time()))
             tx.set_meta("created", "0")  # older than every job of a test
 
     @property
@@ -163,19 +163,17 @@ class Relay:
             name="main",
             default_time_min=60,
             max_time_min=1440,
-            node_cpus_max=8,
-            node_cpus_min=8,
             total_cpus=32,
             total_nodes=4,
+            shapes=(NodeShape(count=4, cpus=8, cores=8, memory_mb=16000),),
         )
         big = Partition(
             name="big",
             exclusive=True,
             max_time_min=1440,
-            node_cpus_max=16,
-            node_cpus_min=16,
             total_cpus=32,
             total_nodes=2,
+            shapes=(NodeShape(count=2, cpus=16, cores=16, memory_mb=64000),),
         )
         unpriced = Partition(name="unpriced", total_cpus=8, total_nodes=1)
         partitions = {partition.name: partition for partition in (main, big, unpriced)}
@@ -271,7 +269,9 @@ def open_lien(
         "nodes": 1,
         "time_limit_min": 120,
         "tasks": tasks,
-        "price_su": "1.0",
+        "tres": "cpu=4,node=1",
+        "rates": "1.0",
+        "qos_multiplier": "1",
         "price_version": relay.config.prices.version,
     }
     with relay.ledger.transaction() as tx:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_banking.amounts import charge_csu, format_su, lien_csu, parse_su, to_su
+from slurm_banking.amounts import charge_csu, format_su, lien_csu, parse_su, share_csu, to_su
 
 PRICES = st.decimals(min_value=0, max_value=1_000_000, places=10)
 UNITS = st.integers(min_value=0, max_value=2**32)
@@ -47,6 +47,12 @@ def test_splitting_a_run_changes_the_charge_by_at_most_a_hundredth_per_part(
     share, rest = divmod(seconds, parts)
     split = sum(charge_csu(price_su, units, share + (part < rest)) for part in range(parts))
     assert abs(split - charge_csu(price_su, units, seconds)) <= parts
+
+
+@given(st.integers(0, 2**60), st.decimals(min_value=0, max_value=1, places=10))
+def test_a_share_is_rounded_up_and_never_more_than_the_whole(cost: int, share: Decimal) -> None:
+    exact = Fraction(share) * cost
+    assert share_csu(cost, share) == -(-exact.numerator // exact.denominator) <= cost
 
 
 def test_half_a_hundredth_is_charged_as_one() -> None:

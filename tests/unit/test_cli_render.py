@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from slurm_banking.cli import render
+from slurm_banking.cli.explain import explained
 
 COMMANDS = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 
@@ -146,7 +147,11 @@ def statement_row(**changes: Any) -> Dict[str, Any]:
         "state": "COMPLETED",
         "cpus": 4,
         "elapsed_s": 3600,
-        "price_su": "1.0",
+        "tres": None,
+        "segments": None,
+        "rates": "1.0",
+        "qos_multiplier": "1",
+        "state_factor": "1",
         "delivered": True,
         "parked": None,
     }
@@ -242,7 +247,8 @@ def lien(**changes: Any) -> Dict[str, Any]:
             "partition": "main",
             "cpus": 4,
             "time_limit_min": 120,
-            "price_su": "1.0",
+            "rates": "1.0",
+            "qos_multiplier": "1",
             "price_version": "abc",
         },
         "created": NOW,
@@ -272,7 +278,7 @@ def run(**changes: Any) -> Dict[str, Any]:
         "charge_csu": 400,
         "bank_job_id": "40",
         "parked": None,
-        "inputs": {"price_su": "1.0"},
+        "inputs": {"rates": "1.0", "qos_multiplier": "1"},
         "waiting_since": {},
         "delivery": {},
     }
@@ -290,13 +296,13 @@ def test_jobs_are_a_table_of_queued_running_and_ended_ones() -> None:
         "ended": [run(job="42_1", slurm_state="TIMEOUT")],
     }
     assert render.job_list(answer) == [
-        "JOB       NAME  USER   ACCOUNT   PARTITION  STATE          CPUS    LIMIT OR ELAPSED     SU",
-        "30        fit   alice  fc_astro  main       queued         4 CPUs  02:00:00           8.00",
-        "31_[...]  fit   alice  fc_astro  main       queued         4 CPUs  02:00:00 x 9      72.00",
-        "(new)     fit   alice  fc_astro  main       submitted      4 CPUs  02:00:00           8.00",
-        "40        fit   alice  fc_astro  main       running        4 CPUs  02:00:00           8.00",
-        "41        fit   alice  fc_astro  main       grandfathered  4 CPUs  02:00:00           8.00",
-        "42_1      fit   alice  fc_astro  main       timeout        4 CPUs  01:00:00           4.00",
+        "JOB       NAME  USER   ACCOUNT   PARTITION  STATE          RESOURCES  LIMIT OR ELAPSED     SU",
+        "30        fit   alice  fc_astro  main       queued         4 CPUs     02:00:00           8.00",
+        "31_[...]  fit   alice  fc_astro  main       queued         4 CPUs     02:00:00 x 9      72.00",
+        "(new)     fit   alice  fc_astro  main       submitted      4 CPUs     02:00:00           8.00",
+        "40        fit   alice  fc_astro  main       running        4 CPUs     02:00:00           8.00",
+        "41        fit   alice  fc_astro  main       grandfathered  4 CPUs     02:00:00           8.00",
+        "42_1      fit   alice  fc_astro  main       timeout        4 CPUs     01:00:00           4.00",
     ]
     assert render.job_list({"queued": [], "running": [], "ended": []}) == ["No jobs."]
 
@@ -313,9 +319,10 @@ def quote(**changes: Any) -> List[str]:
             "nodes": 1,
             "time_limit_min": 90,
             "tasks": 1,
-            "price_su": "1.0",
+            "lien_csu": 600,
+            "tres": "cpu=4,mem=8000M,node=1,billing=4",
+            "rates": "1.0",
             "price_version": "7bbfe105e9",
-            "partition_su": "1.0",
             "qos_multiplier": "1",
             "warnings": [],
         },
@@ -330,6 +337,120 @@ def test_a_quote_is_as_the_documentation_shows_it() -> None:
     assert "\n".join(quote()) == example("slurm-banking quote -A fc_astro -n 4 -t 90")
 
 
+GPUS = {
+    "partition": "gpu",
+    "tres": "cpu=8,mem=32000M,node=1,gres/gpu=2,gres/gpu:a100=2",
+    "rates": {"cpu": "1", "gpu:a100": "40", "combine": "sum"},
+    "qos_multiplier": "1",
+}
+
+
+HOUR = {
+    "parts": [
+        {"resource": "cpu", "units": "8", "su": "1", "su_per_hour": "8"},
+        {"resource": "gpu:a100", "units": "2", "su": "40", "su_per_hour": "80"},
+    ],
+    "combine": "sum",
+    "qos_multiplier": "1",
+    "su_per_hour": "88",
+}
+
+
+def of_gpus(**changes: Any) -> Dict[str, Any]:
+    cost = {**GPUS, "cost_csu": 13200, "per_task_csu": 13200, "tasks": 1, "nodes": 1, "hour": HOUR}
+    cost |= {"lien_csu": 13200, "time_limit_min": 90, "qos": None, "price_version": "1c3b6c1f2a"}
+    return {**cost, "warnings": [], **changes}
+
+
+def test_a_quote_of_gpus_is_as_the_documentation_shows_it() -> None:
+    message = (
+        "this job could cost up to 132.00 SU (gpu, 8 CPUs, 01:30:00); "
+        "fc_astro has 203.50 SU left beside it."
+    )
+    command = "slurm-banking quote -p gpu --gpus=a100:2 --cpus-per-gpu=4 --nodes=1 -t 90"
+    assert "\n".join(quote(estimate=of_gpus(), message=message)) == example(command)
+
+
+def test_an_explanation_is_as_the_documentation_shows_it() -> None:
+    lien = {
+        **of_gpus(time_limit_min=120, exact_su="176", lien_share="1"),
+        "per_task_csu": 17600,
+        "per_task_lien_csu": 17600,
+    }
+    segment = {"tres": GPUS["tres"], "seconds": 5400, "hour": HOUR}
+    charge = {
+        "partition": "gpu",
+        "segments": [segment],
+        "state": "COMPLETED",
+        "state_factor": "1",
+        "exact_su": "132",
+        "recomputed_csu": 13200,
+        "agrees": True,
+        "price_version": "1c3b6c1f2a",
+        "in_force_since": 1782864000,
+    }
+    ended = run(
+        name="train",
+        start_time=NOW - 604800 + 45900,
+        end_time=NOW - 604800 + 51300,
+        lien_csu=17600,
+        charge_csu=13200,
+        lien=lien,
+        charge=charge,
+        charged_because="completed",
+    )
+    answer = {"job": "40", "runs": [ended], "runs_left_out": 0, "liens": []}
+    assert "\n".join(explained(answer)) == example("slurm-banking explain 40")
+
+
+def test_a_quote_of_more_than_cpus_shows_what_an_hour_is_made_of() -> None:
+    cost = of_gpus(lien_csu=6600, lien_share="0.5", qos="high", price_version="v")
+    assert quote(estimate=cost, message="yes") == [
+        "gpu: 8 CPUs, 2 a100 GPUs x 01:30:00 x 88 SU per hour = up to 132.00 SU",
+        "an hour: 8 CPUs x 1 + 2 a100 GPUs x 40 = 88 SU",
+        "set aside: a share of 0.5 of that, 66.00 SU",
+        "account fc_astro, 1 node (cpu=8,mem=32000M,node=1,gres/gpu=2,gres/gpu:a100=2), QOS high, price list v",
+        "It fits: yes",
+    ]
+
+
+def test_gpus_are_in_the_list_of_jobs_and_in_the_statement() -> None:
+    row = lien(inputs={**GPUS, "time_limit_min": 90})
+    listed = render.job_list({"queued": [row], "running": [], "ended": []})
+    assert "8 CPUs, 2 a100 GPUs  01:30:00" in listed[1]
+    rows = [
+        statement_row(**GPUS, elapsed_s=5400),
+        statement_row(**{**GPUS, "qos_multiplier": "0.5"}, elapsed_s=5400, state_factor="0"),
+        statement_row(segments=[["cpu=8,node=2", 7200], ["cpu=4,node=1", 3600]]),
+        statement_row(**GPUS, segments=[[GPUS["tres"], 60], ["cpu=1,node=1", 60]]),
+    ]
+    told = [re.split(r"  +", line)[5] for line in statement(rows=rows)[3:7]]
+    assert told == [
+        "8 CPUs, 2 a100 GPUs x 01:30:00 x 88",
+        "8 CPUs, 2 a100 GPUs x 01:30:00 x 44 x 0 (completed)",
+        "(8 CPUs x 02:00:00 + 4 CPUs x 01:00:00) x 1.0",
+        "2 segments",
+    ]
+
+
+def test_a_story_tells_each_segment_and_the_share_of_its_state() -> None:
+    segments = [[GPUS["tres"], 3600], ["cpu=4,mem=16000M,node=1", 1800]]
+    ended = run(inputs={**GPUS, "segments": segments, "state": "NODE_FAIL", "state_factor": "0.5"})
+    assert (
+        "Charge of 40: (8 CPUs, 2 a100 GPUs x 01:00:00 x 88 SU per hour + 4 CPUs x 00:30:00 x "
+        "4 SU per hour) x 0.5 (node_fail) = 4.00 SU." in why(runs=[ended])
+    )
+
+
+def test_a_refused_update_is_a_note_of_the_story_even_without_lien_or_run() -> None:
+    note = {**entry("note", 0, "update refused: astro has 1.00 SU available"), "actor": "slurmctld"}
+    lines = why(
+        entries=[{**note, "account": "fc_astro", "user_id": 7}], runs=[], liens=[], job="40"
+    )
+    assert lines[0] == "Job 40 of uid 7, account fc_astro"
+    assert lines[2].endswith("job 40 update refused: astro has 1.00 SU available (slurmctld)")
+
+
 def test_a_quote_of_an_array_shows_both_multiplications() -> None:
     cost = {
         "cost_csu": 6000,
@@ -339,8 +460,8 @@ def test_a_quote_of_an_array_shows_both_multiplications() -> None:
         "cpus": 4,
         "nodes": 2,
     }
-    cost |= {"time_limit_min": 90, "price_su": "1.5", "price_version": "v", "qos": "high"}
-    cost |= {"partition_su": "1.0", "qos_multiplier": "1.5", "warnings": ["unlisted"]}
+    cost |= {"time_limit_min": 90, "rates": "1.0", "price_version": "v", "qos": "high"}
+    cost |= {"lien_csu": 6000, "qos_multiplier": "1.5", "warnings": ["unlisted"]}
     assert quote(estimate=cost, verdict="refused", message="too much\nSee: there") == [
         "main: 4 CPUs x 01:30:00 x 1.5 SU per CPU-hour = up to 6.00 SU",
         "6.00 SU x 10 tasks = up to 60.00 SU",
@@ -367,7 +488,8 @@ def why(**changes: Any) -> List[str]:
         "partition": "main",
         "cpus": 4,
         "time_limit_min": 120,
-        "price_su": "1.0",
+        "rates": "1.0",
+        "qos_multiplier": "1",
         "price_version": "abc",
     }
     answer = {
@@ -410,6 +532,7 @@ def test_why_tells_every_entry_and_how_it_stands_now() -> None:
         "",
         "Charge of 40: 4 CPUs x 01:00:00 x 1.0 SU per CPU-hour = 4.00 SU.",
         "     The bank has it as 40.",
+        "Each sum in full: slurm-banking explain 40",
     ]
 
 
@@ -417,12 +540,12 @@ def test_why_says_since_when_and_why_a_delivery_waits() -> None:
     waiting = run(
         waiting_since={"end": NOW - 60}, delivery={"last_error": "bank: 503", "next_try": NOW + 30}
     )
-    assert why(runs=[waiting])[-1].strip() == (
+    assert why(runs=[waiting])[-2].strip() == (
         "Its end waits for the bank since 2026-11-21T09:29:00: bank: 503; next try 2026-11-21T09:30:30."
     )
-    away = why(runs=[run(waiting_since={"end": NOW - 60})], bank_away_since=NOW - 90)[-1]
+    away = why(runs=[run(waiting_since={"end": NOW - 60})], bank_away_since=NOW - 90)[-2]
     assert "the bank has not answered since 2026-11-21T09:28:30" in away
-    parked = why(runs=[run(parked="not a member", waiting_since={"end": NOW})])[-1]
+    parked = why(runs=[run(parked="not a member", waiting_since={"end": NOW})])[-2]
     assert parked.strip() == (
         "The bank refuses it, and an operator has to look: not a member; "
         "once that is mended: slurm-banking retry 40"
@@ -431,14 +554,14 @@ def test_why_says_since_when_and_why_a_delivery_waits() -> None:
 
 def test_why_of_a_queued_job_says_what_is_set_aside() -> None:
     queued = lien(state="unconfirmed", proposed_csu=900, shown_csu=900)
-    assert why(runs=[], liens=[queued])[-2:] == [
+    assert why(runs=[], liens=[queued])[-3:-1] == [
         "Now: queued, 9.00 SU set aside, not yet seen in Slurm's queue.",
         "     An update of it is not yet seen in Slurm's queue.",
     ]
 
 
 def test_a_job_that_left_nothing_says_so() -> None:
-    assert why(runs=[])[-1] == "Now: nothing is set aside for it, and nothing was charged."
+    assert why(runs=[])[-2] == "Now: nothing is set aside for it, and nothing was charged."
 
 
 def test_status_of_a_healthy_relay() -> None:

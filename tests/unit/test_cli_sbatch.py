@@ -10,7 +10,7 @@ from typing import Any, Dict, Mapping, Optional
 import pytest
 
 from slurm_banking.cli import sbatch
-from slurm_banking.relay import quote
+from slurm_banking.relay import as_sbatch
 
 
 def options(
@@ -129,7 +129,7 @@ def test_lines_after_the_first_command_do_not_count(tmp_path: Path) -> None:
 def test_options_that_cost_nothing_are_passed_over(tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
     script.write_text(
-        "#!/bin/sh\n#SBATCH --mail-type END --output 'a b.txt' -e err --gres=gpu:2 -D /tmp --test-only -n 3\n"
+        "#!/bin/sh\n#SBATCH --mail-type END --output 'a b.txt' -e err --licenses=a:2 -D /tmp --test-only -n 3\n"
         "#SBATCH --newer-option=1\n#SBATCH -J name\n"
     )
     assert options(script=str(script)) == {"num_tasks": 3, "name": "name"}
@@ -161,7 +161,97 @@ def test_a_missing_script_is_one_line(tmp_path: Path) -> None:
 
 
 def test_every_option_that_is_sent_is_one_that_the_relay_knows() -> None:
-    known = {*quote.NUMBERS, *quote.TEXTS, *quote.FLAGS}
-    sent = {option[2] for option in sbatch._OPTIONS} - {"nodes", "memory_per_cpu_mb"}
+    known = {*as_sbatch.NUMBERS, *as_sbatch.TEXTS, *as_sbatch.FLAGS}
+    sent = {option[2] for option in sbatch._OPTIONS} - {"nodes", "memory_per_cpu_mb", "extra"}
     sent |= {"min_nodes", "max_nodes", "exclusive", "overcommit", "memory_per_cpu"}
-    assert sent <= known
+    sent |= {"extra_node_info"}
+    assert sent == known
+
+
+def test_what_a_job_wants_of_gpus_is_read() -> None:
+    found = options(
+        "-G", "a100:4", "--gpus-per-node=2", "--gpus-per-socket=1", "--gpus-per-task=a100:1",
+        "--gres=gpu:t4:2,shard:1", "--cpus-per-gpu=8", "--mem-per-gpu=4G", "--ntasks-per-gpu=2",
+    )  # fmt: skip
+    assert found == {
+        "gpus": "a100:4",
+        "gpus_per_node": "2",
+        "gpus_per_socket": "1",
+        "gpus_per_task": "a100:1",
+        "gres": "gpu:t4:2,shard:1",
+        "cpus_per_gpu": 8,
+        "mem_per_gpu_mb": 4096,
+        "ntasks_per_gpu": 2,
+    }
+
+
+def test_what_a_job_wants_of_nodes_is_read(tmp_path: Path) -> None:
+    found = options(
+        "--ntasks-per-socket=2", "--ntasks-per-core=1", "--mincpus=4", "--sockets-per-node=2",
+        "--cores-per-socket=8", "--hint=nomultithread", "-S", "2", "-O", "-w", "n[1-3]", "--tasks-per-node=4",
+    )  # fmt: skip
+    assert found == {
+        "ntasks_per_socket": 2,
+        "ntasks_per_core": 1,
+        "ntasks_per_node": 4,
+        "mincpus": 4,
+        "sockets_per_node": 2,
+        "cores_per_socket": 8,
+        "core_spec": 2,
+        "overcommit": True,
+        "nodelist": "n[1-3]",
+    }, "a hint does nothing beside --ntasks-per-core"
+    assert options("--thread-spec=3") == {"thread_spec": 3}
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("2", {"sockets_per_node": 2}),
+        ("2:4", {"sockets_per_node": 2, "cores_per_socket": 4}),
+        ("*:4-8:1", {"cores_per_socket": 4, "threads_per_core": 1}),
+    ],
+)
+def test_extra_node_info(typed: str, found: Dict[str, int]) -> None:
+    assert options("-B", typed) == {"extra_node_info": True, **found}
+
+
+def test_exclusive_and_oversubscribe_the_last_word_counts() -> None:
+    assert options("--exclusive", "-s")["exclusive"] is False
+    assert options("-s", "--exclusive")["exclusive"] is True
+    assert options(environment={"SBATCH_EXCLUSIVE": "user"})["exclusive"] is False
+
+
+def test_of_kinds_of_memory_the_one_outside_the_environment_counts(tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\n#SBATCH --mem=4G\n")
+    environment = {"SBATCH_MEM_PER_CPU": "2G"}
+    assert options(script=str(script), environment=environment) == {"memory_mb": 4096}
+    assert options("--mem-per-gpu=1G", environment=environment) == {"mem_per_gpu_mb": 1024}
+    with pytest.raises(sbatch.OptionError, match="expected one of them"):
+        options("--mem-per-cpu=1G", script=str(script))
+
+
+def test_a_hint_counts_before_the_environment_and_after_what_is_said_outright() -> None:
+    environment = {"SBATCH_THREADS_PER_CORE": "2"}
+    assert options("--hint=nomultithread", environment=environment) == {"hint": "nomultithread"}
+    assert options("--threads-per-core=1", environment={"SBATCH_HINT": "multithread"}) == {
+        "threads_per_core": 1
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("--hint=fast", "expected compute_bound"),
+        ("--exclusive=me", "expected user or mcs"),
+        ("-B1:2:3:4", "expected SOCKETS"),
+        ("--nodelist=./hosts", "a file with hosts"),
+    ],
+)
+def test_what_sbatch_would_refuse_is_refused(
+    word: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        options(word)
+    assert complaint in capsys.readouterr().err

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slurm_banking import check_config, state_dir
-from slurm_banking.config import Config, Reloader, load, read_token, schema
+from slurm_banking.config import DATED, TABLES, Config, Reloader, load, read_token, schema
 from slurm_banking.errors import ConfigError
+from slurm_banking.prices import Rates
 from slurm_banking.records import Mode
 
 FIRST_GENERATION = """
@@ -83,12 +84,13 @@ def site(tmp_path: Path) -> Site:
 def test_a_file_of_the_first_generation_works_unchanged(site: Site) -> None:
     config = site.load(FIRST_GENERATION)
     assert config.enable.enable_job_submit_plugin and not config.enable.enable_job_complete_plugin
-    assert dict(config.prices.partition_su) == {
-        "normal": Decimal(1),
-        "debug": Decimal("0.5"),
-        "knl": Decimal("0.40"),
-        "big": Decimal("2.67"),
+    assert config.prices.partitions == {
+        "normal": Rates(cpu=Decimal(1)),
+        "debug": Rates(cpu=Decimal("0.5")),
+        "knl": Rates(cpu=Decimal("0.40")),
+        "big": Rates(cpu=Decimal("2.67")),
     }
+    assert config.dated_prices == ()
     assert config.prices.multiplier("lowprio") == 0
     assert config.api.url == "https://bank.example.org/mybrc-rest"
     assert read_token(config) == "31415926535897932384"
@@ -120,6 +122,13 @@ def test_unlimited_time_in_days_is_a_horizon_in_minutes(site: Site) -> None:
     assert site.load(SMALL + "unlimited_time = 3").policy.horizon_min == 3 * 24 * 60
 
 
+def test_overdraft_is_exact_in_hundredths(site: Site) -> None:
+    assert site.load(SMALL).policy.overdraft_csu == 0
+    policy = site.load(SMALL + "overdraft_su = 99_999_999.99\nlien_share = 0.25").policy
+    assert policy.overdraft_csu == 9_999_999_999
+    assert policy.lien_share == Decimal("0.25")
+
+
 def test_accounts_and_qos_are_compared_as_slurm_stores_them(site: Site) -> None:
     config = site.load(
         SMALL + 'exempt_accounts = ["FC_Astro"]\nexempt_qos = ["High"]\nexempt_users = ["Bob"]'
@@ -130,7 +139,7 @@ def test_accounts_and_qos_are_compared_as_slurm_stores_them(site: Site) -> None:
 
 def test_prices_are_exact_and_in_plain_notation(site: Site) -> None:
     config = site.load(SMALL.replace("normal = 1", "normal = 0.1\nmany = 1e3\nfew = 1.5e-3"))
-    numbers = {name: format(number, "f") for name, number in config.prices.partition_su.items()}
+    numbers = {name: rates.table() for name, rates in config.prices.partitions.items()}
     assert numbers == {"normal": "0.1", "many": "1000", "few": "0.0015"}
 
 
@@ -150,6 +159,14 @@ def test_prices_are_exact_and_in_plain_notation(site: Site) -> None:
         ('[Policy]\nexempt_users = "bob"', "expected a list of names"),
         ('[Policy]\nexempt_users = ["bob", 3]', "expected a list of names"),
         ('[Policy]\ncontact = "a\\u0007b"', "expected text"),
+        ("[Policy]\nlien_share = 0", "[Policy] lien_share = 0: expected a share of the estimate"),
+        ("[Policy]\nlien_share = 1.01", "a number above 0 and at most 1"),
+        ("[Policy]\nlien_share = 50", "a number above 0 and at most 1"),
+        ("[Policy]\nlien_shar = 1", "did you mean lien_share?"),
+        ("[Policy]\noverdraft_su = -1", "[Policy] overdraft_su = -1: expected SU"),
+        ("[Policy]\noverdraft_su = 0.005", "at most two decimal places"),
+        ("[Policy]\noverdraft_su = 100_000_001", "from 0 to 100,000,000"),
+        ("[Policy]\nwarn_below = 10", "[Policy] warn_below = 10: expected a share"),
         (
             '[Enable]\nenable_spank_plugin = "yes"',
             '[Enable] enable_spank_plugin = "yes": expected true or false',
@@ -363,7 +380,12 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
-NAMES = {section: keys or ("normal", "debug") for section, keys in schema().items()}
+NAMES = {
+    section: keys or ("normal", "debug", "TIMEOUT", "gpu.cpu", 'gpu."gpu:a100"', "gpu.combine")
+    for section, keys in schema().items()
+}
+for _table in TABLES:
+    NAMES[f"{DATED}.{_table}"] = NAMES[_table]
 
 
 @given(
@@ -381,14 +403,19 @@ def test_any_values_are_a_configuration_or_a_configuration_error(
     values.setdefault(("API", "url"), '"https://bank.example.org"')
     lines: List[str] = []
     for section in NAMES:
-        lines.append(f"[{section}]")
+        lines.append("[[PriceList]]" if section == DATED else f"[{section}]")
         lines += [f"{key} = {value}" for (home, key), value in values.items() if home == section]
     try:
         config = site.load("\n".join(lines), in_slurmctld=in_slurmctld)
     except ConfigError as error:
         assert error.problems and all("\n" not in problem for problem in error.problems)
     else:
-        assert all(0 <= number <= 1_000_000 for number in config.prices.partition_su.values())
+        for prices in (config.prices, *(prices for _, prices in config.dated_prices)):
+            for rates in prices.partitions.values():
+                numbers = (rates.cpu, rates.mem_gb, rates.node, rates.billing, *rates.gpu.values())
+                assert all(0 <= number <= 1_000_000 for number in numbers)
+            assert all(0 <= factor <= 1 for factor in prices.state_factor.values())
+        assert 0 < config.policy.lien_share <= 1
 
 
 @given(st.text(max_size=200))
@@ -552,7 +579,7 @@ def test_without_any_good_configuration_there_is_an_error_until_there_is_one(sit
         with pytest.raises(ConfigError, match="No such file"):
             reloader.current(now)
     site.write(SMALL)
-    assert reloader.current(2.0).prices.partition_su["normal"] == 1
+    assert reloader.current(2.0).prices.partitions["normal"].cpu == 1
 
 
 def test_a_change_of_the_files_mode_is_seen(site: Site) -> None:

@@ -118,7 +118,7 @@ def test_decisions_are_numbered_without_gaps_and_listed() -> None:
 
 # The samples of the README, made again by what makes them for users.
 
-PRICES = PriceList(partition_su={"normal": Decimal(1)})
+PRICES = PriceList.of_cpus({"normal": Decimal(1)})
 
 
 def asked(num_tasks: int) -> Submission:

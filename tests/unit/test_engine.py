@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slurm_banking import messages
+from slurm_banking import messages, settle
+from slurm_banking.boundary import engine as engine_module
 from slurm_banking.boundary.asker import Asker
 from slurm_banking.boundary.engine import Engine
 from slurm_banking.errors import ConfigError, RelayUnavailable
 from slurm_banking.estimate import Hints
-from slurm_banking.ledger import Ledger
+from slurm_banking.ledger import Ledger, Transaction
 from slurm_banking.ledger.rows import SetAside
 from slurm_banking.records import (
     UNLIMITED,
@@ -27,6 +31,7 @@ from slurm_banking.records import (
     Outcome,
     Reason,
 )
+from slurm_banking.tres import Tres, parse_tres
 from tests.builders import SUBMITTED, a_partition, a_run, a_submission, funds_of
 
 CONFIG = """
@@ -129,7 +134,18 @@ def test_refused_with_numbers_what_would_fit_and_where_to_look(site: Site) -> No
 def test_an_array_is_refused_with_how_many_tasks_would_fit(site: Site) -> None:
     verdict = site.engine.submit(a_submission(array_inx="1-100", time_limit_min=20))
     assert verdict.outcome is Outcome.REFUSED
-    assert "29 of its 100 tasks" in verdict.message
+    assert "\nIt would fit with --time=00:06:00 or less. 29 of its 100 tasks would fit: --array=1-29.\n" in (
+        verdict.message
+    )  # fmt: skip
+
+
+def test_a_full_queue_sets_nothing_aside_however_often_sbatch_tries_again(site: Site) -> None:
+    asked = a_submission(array_inx="0-9", room=9, time_limit_min=1)
+    for _ in range(3):
+        verdict = site.engine.submit(asked)
+        assert (verdict.outcome, verdict.reason) == (Outcome.REFUSED, Reason.QUEUE_FULL)
+    assert site.liens() == []
+    assert site.engine.submit(replace(asked, room=10)).outcome is Outcome.ACCEPTED
 
 
 def test_the_users_share_is_checked_inside_the_account(site: Site) -> None:
@@ -256,8 +272,8 @@ def test_a_refused_submission_leaves_a_line_in_the_log_and_nothing_in_the_ledger
 def test_a_refusal_counts_no_jobs_that_are_not_there(queued: int, running: int, words: str) -> None:
     held = SetAside(queued_csu=queued, queued_jobs=queued, running_csu=running, running_jobs=running)  # fmt: skip
     cost = Estimate(
-        partition="main", cpus=1, nodes=1, time_limit_min=60, tasks=1, price_su="1",
-        cost_csu=100, per_task_csu=100, price_version="x",
+        partition="main", tres=Tres(cpus=1, nodes=1), time_limit_min=60, tasks=1, price={"price_version": "x"},
+        cost_csu=100, per_task_csu=100,
     )  # fmt: skip
     text = messages.insufficient("a", cost, 0, Reason.INSUFFICIENT_FUNDS, held, Hints())
     assert words in text and " 0 " not in text
@@ -513,7 +529,7 @@ def test_the_life_of_a_job_charges_what_was_used(site: Site) -> None:
     with site.ledger.transaction() as tx:
         assert tx.funds_view("fc_alpha", 1001).available_csu == 950
         (run,) = tx.runs_by_job(7)
-        assert run.charge_csu == 50 and run.inputs["price_su"] == "1"
+        assert run.charge_csu == 50 and run.inputs["rates"] == "1"
     assert "charge_su=0.50" in site.lines[-1]
 
 
@@ -527,6 +543,253 @@ def test_the_charge_is_at_the_price_in_force_when_the_run_started(site: Site) ->
     site.engine.run_ended(a_run(job_id=8, elapsed_s=3600, start_time=int(time.time()) + 5))
     with site.ledger.transaction() as tx:
         assert [run.charge_csu for run in (*tx.runs_by_job(7), *tx.runs_by_job(8))] == [100, 200]
+
+
+# -- what an update asks for --------------------------------------------------------------------------------------------
+
+
+def started(site: Site, **changes: Any) -> None:
+    with site.ledger.transaction() as tx:
+        run = a_run(state="RUNNING", end_time=None, elapsed_s=0, **changes)
+        settle.start_run(tx, run, site.engine.config(), actor="test")
+
+
+def test_an_update_of_a_running_job_prices_what_it_has(site: Site) -> None:
+    site.engine.submit(a_submission())
+    confirm(site)
+    started(site)
+    update = replace(
+        an_update(time_limit_min=120, running=True), tres=parse_tres("cpu=4,mem=8000M,node=1")
+    )
+    assert site.engine.update(update).outcome is Outcome.ACCEPTED
+    with site.ledger.transaction() as tx:
+        assert tx.running_runs()[0].ledger_csu == 800, "4 CPUs for two hours"
+
+
+def test_an_update_of_a_resized_run_counts_what_it_gave_back(site: Site) -> None:
+    site.engine.submit(a_submission())
+    confirm(site)
+    started(site)
+    config = site.engine.config()
+    with site.ledger.transaction() as tx:
+        shrunk = a_run(state="RUNNING", end_time=None, resizing=True, cpus=4, elapsed_s=1800)
+        settle.end_run(tx, shrunk, config, actor="test")
+    update = replace(an_update(time_limit_min=120, running=True), tres=Tres(cpus=1, nodes=1))
+    assert site.engine.update(update).outcome is Outcome.ACCEPTED
+    with site.ledger.transaction() as tx:
+        assert tx.running_runs()[0].ledger_csu == 200 + 3 * 50
+
+
+def test_an_update_that_changes_nothing_of_the_cost_is_not_refused(site: Site) -> None:
+    """Prices rose since, and nothing is left: an array's throttle changes all the same."""
+    site.engine.submit(a_submission(array_inx="0-4"))
+    lien = site.liens()[0]
+    with site.ledger.transaction() as tx:
+        tx.confirm(
+            lien, job_id=7, submit_time=SUBMITTED, restart_count=0, tasks_left=5, per_task_csu=lien.per_task_csu,
+            inputs=lien.inputs, seen_inputs={}, keep_proposal=False, actor="test", reason="seen",
+        )  # fmt: skip
+    site.path.write_text(site.path.read_text().replace("main = 1", "main = 2"))
+    site.engine.reloader._checked_at = None
+    site.give(500)
+    same = replace(an_update(array_inx="0-4%1"), task_count=5)
+    assert site.engine.update(same).outcome is Outcome.ACCEPTED
+    assert site.liens()[0].amount_csu == 500
+    longer = replace(an_update(array_inx="0-4%1", time_limit_min=61), task_count=5)
+    assert site.engine.update(longer).outcome is Outcome.REFUSED
+
+
+def notes(site: Site, job_id: int = 7) -> list[Any]:
+    with site.ledger.transaction() as tx:
+        return [entry for entry in tx.entries_by_job(job_id) if entry.kind == "note"]
+
+
+def test_why_an_update_was_refused_is_in_the_ledger_once_a_minute(site: Site) -> None:
+    verdict = site.engine.submit(a_submission())
+    confirm(site)
+    for minutes in (1_000, 2_000, 3_000):
+        update = an_update(time_limit_min=minutes, submit_user_id=0)
+        verdict = site.engine.update(update)
+        assert verdict.outcome is Outcome.REFUSED
+    (note,) = notes(site)
+    assert (note.reason, note.amount_csu, note.account) == ("update refused: insufficient_funds", 0, "fc_alpha")  # fmt: skip
+    assert (note.inputs["estimate_csu"], note.inputs["available_csu"]) == (1_667, 900)
+    assert note.inputs["time_limit_min"] == 1_000 and note.inputs["by_user"] == 0
+    assert note.inputs["message"].startswith("fc_alpha has 9.00 SU available; ")
+    assert note.lien_id == site.liens()[0].lien_id
+    site.engine.update(an_update(partitions=(a_partition(name="other"),)))
+    assert [note.reason for note in notes(site)][1:] == ["update refused: unpriced_partition"]
+    assert notes(site, 8) == []
+
+
+def test_a_refused_update_leaves_nothing_in_an_account_that_the_user_is_not_in(site: Site) -> None:
+    update = an_update(account="fc_other", associated=False)
+    assert site.engine.update(update).reason is Reason.NOT_ASSOCIATED
+    with site.ledger.transaction() as tx:
+        assert tx.entries_by_account("fc_other") == []
+    assert [note.reason for note in notes(site)] == ["update refused: not_associated"]
+
+
+def test_a_refused_update_says_nothing_of_tasks_that_it_cannot_take_out(site: Site) -> None:
+    update = replace(an_update(array_inx="0-99", time_limit_min=60), task_count=100)
+    verdict = site.engine.update(update)
+    assert verdict.outcome is Outcome.REFUSED
+    assert "--array" not in verdict.message and "would fit" in verdict.message
+
+
+def test_a_refusal_stands_though_its_note_cannot_be_written(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **values: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Transaction, "note_once", full)
+    assert site.engine.update(an_update(time_limit_min=1_000)).outcome is Outcome.REFUSED
+    assert any("ledger_unavailable" in line and "full" in line for line in site.lines)
+
+
+# -- a share of the estimate, overdraft, warnings -----------------------------------------------------------------------
+
+
+def at(tmp_path: Path, policy: str, mode: str = "strict-allocation") -> Site:
+    tmp_path.chmod(0o755)
+    made = Site(tmp_path, mode=mode, policy=policy)
+    made.give(1_000)
+    return made
+
+
+def test_a_share_of_the_estimate_is_set_aside_and_the_rest_told(tmp_path: Path) -> None:
+    site = at(tmp_path, "lien_share = 0.25")
+    verdict = site.engine.submit(a_submission(time_limit_min=90))
+    assert verdict.message == (
+        "this job could cost up to 1.50 SU (main, 1 CPU, 01:30:00); 0.38 SU of that are set aside; "
+        "fc_alpha has 9.62 SU left beside it."
+    )
+    (lien,) = site.liens()
+    assert (lien.amount_csu, lien.inputs["lien_share"]) == (38, "0.25")
+    assert f"={lien.lien_id}:38:" in verdict.token
+    confirm(site)
+    started(site)
+    with site.ledger.transaction() as tx:
+        assert tx.running_runs()[0].ledger_csu == 38
+    site.engine.run_ended(a_run(elapsed_s=5400))
+    with site.ledger.transaction() as tx:
+        assert tx.runs_by_job(7)[0].charge_csu == 150
+    assert "charge_su=1.50 above_lien_su=1.12" in site.lines[-1]
+
+
+def test_the_share_is_what_must_fit(tmp_path: Path) -> None:
+    site = at(tmp_path, "lien_share = 0.1")
+    assert site.engine.submit(a_submission(array_inx="1-99")).outcome is Outcome.ACCEPTED
+    verdict = site.engine.submit(a_submission(array_inx="1-99"))
+    assert verdict.message.startswith(
+        "fc_alpha has 0.10 SU available; this job could cost up to 99.00 SU (main, 1 CPU, 01:00:00, x 99 tasks), "
+        "of which 9.90 SU would be set aside.\n"
+    )
+    assert "1 of its 99 tasks would fit: --array=1." in verdict.message
+
+
+def test_an_update_raises_by_the_share(tmp_path: Path) -> None:
+    site = at(tmp_path, "lien_share = 0.5")
+    site.engine.submit(a_submission())
+    confirm(site)
+    assert site.engine.update(an_update(time_limit_min=1_000)).outcome is Outcome.ACCEPTED
+    assert site.liens()[0].amount_csu == 834
+    assert site.engine.update(an_update(time_limit_min=1_300)).outcome is Outcome.REFUSED
+
+
+def test_an_account_may_be_overdrawn_as_far_as_configured(tmp_path: Path) -> None:
+    site = at(tmp_path, "overdraft_su = 5")
+    assert site.engine.submit(a_submission(time_limit_min=720)).outcome is Outcome.ACCEPTED
+    verdict = site.engine.submit(a_submission(time_limit_min=240))
+    assert verdict.outcome is Outcome.REFUSED and verdict.available_csu == -200
+    assert verdict.message.startswith(
+        "fc_alpha has -2.00 SU available and may go 5.00 SU below zero; this job could cost up to 4.00 SU"
+    )
+    assert "--time=03:00:00 or less" in verdict.message
+    assert site.engine.submit(a_submission(time_limit_min=180)).outcome is Outcome.ACCEPTED
+    with site.ledger.transaction() as tx:
+        assert tx.funds_view("fc_alpha", 1001).available_csu == -500
+
+
+def test_a_user_may_overdraw_a_share_of_the_account_no_further(tmp_path: Path) -> None:
+    site = at(tmp_path, "overdraft_su = 5")
+    site.give(10_000, user_csu=100)
+    assert site.engine.submit(a_submission(time_limit_min=360)).outcome is Outcome.ACCEPTED
+    verdict = site.engine.submit(a_submission(time_limit_min=1))
+    assert verdict.reason is Reason.INSUFFICIENT_USER_FUNDS
+    assert "your share of fc_alpha has -5.00 SU available and may go 5.00 SU below zero" in verdict.message  # fmt: skip
+
+
+@pytest.mark.parametrize("tell", ["true", "false"])
+def test_a_warning_ends_the_message_when_little_is_left_of_the_limit(
+    tmp_path: Path, tell: str
+) -> None:
+    site = at(tmp_path, f"warn_below = 0.1\ntell_estimate = {tell}")
+    site.give(1_000, user_csu=2_000)
+    assert "Note" not in site.engine.submit(a_submission(time_limit_min=540)).message, (
+        "10 % are left"
+    )
+    lines = site.engine.submit(a_submission(time_limit_min=1)).message.split("\n")
+    assert lines[-1] == "Note: fc_alpha has less than 10 % of its 10.00 SU left."
+    assert len(lines) == (2 if tell == "true" else 1)
+
+
+def test_a_warning_speaks_of_the_users_own_limit_too(tmp_path: Path) -> None:
+    site = at(tmp_path, "warn_below = 0.255")
+    site.give(1_000, user_csu=200)
+    message = site.engine.submit(a_submission(time_limit_min=90)).message
+    assert message.endswith(
+        "\nNote: your share of fc_alpha has less than 25.5 % of its 2.00 SU left."
+    )
+    assert message.count("Note") == 1
+
+
+def test_no_warning_where_nothing_is_limited_or_nothing_costs(tmp_path: Path) -> None:
+    site = at(tmp_path, "warn_below = 1")
+    site.path.write_text(site.path.read_text().replace("dear = 3", "dear = 0"))
+    site.engine.reloader._checked_at = None
+    free = a_submission(partitions=(a_partition(name="dear"),))
+    assert "Note" not in site.engine.submit(free).message
+    with site.ledger.transaction() as tx:
+        for user_id in (None, 1001):
+            tx.put_funds(funds_of("fc_alpha", 0, user_id=user_id, kind=FundsKind.UNLIMITED, remaining_csu=None, limit_csu=None))  # fmt: skip
+    assert "Note" not in site.engine.submit(a_submission()).message
+
+
+# -- dated prices -------------------------------------------------------------------------------------------------------
+
+
+def test_a_dated_list_comes_into_force_by_itself(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time.time())
+    dated = datetime.datetime.fromtimestamp(now + 100, tz=datetime.timezone.utc)
+    text = f"[[PriceList]]\nfrom = {dated.isoformat()}\n[PriceList.PartitionPrice]\nmain = 2\n"
+    site.path.write_text(site.path.read_text() + text)
+    site.engine.reloader._checked_at = None
+    assert site.engine.submit(a_submission(time_limit_min=6)).estimate.cost_csu == 10  # type: ignore[union-attr]
+    clock = now + 150.0
+    monkeypatch.setattr(time, "time", lambda: clock)
+    assert site.engine.submit(a_submission(time_limit_min=6)).estimate.cost_csu == 20  # type: ignore[union-attr]
+    with site.ledger.transaction() as tx:
+        found = [tx.prices_at(at) for at in (now + 99, now + 100)]
+        assert [tables["PartitionPrice"]["main"] for _, tables in found if found] == ["1", "2"]  # type: ignore[misc]
+    clock = now + 50.0  # the clock is set back
+    assert site.engine.submit(a_submission(time_limit_min=6)).estimate.cost_csu == 10  # type: ignore[union-attr]
+
+
+def test_a_price_list_in_force_costs_a_submission_no_further_look(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.engine.submit(a_submission())
+
+    def looked(*args: Any) -> None:
+        raise AssertionError("looked again")
+
+    monkeypatch.setattr(settle, "record_prices", looked)
+    monkeypatch.setattr(engine_module, "_in_force", looked)
+    assert site.engine.submit(a_submission()).outcome is Outcome.ACCEPTED
 
 
 def test_log_lines_are_one_line_whatever_a_user_wrote(site: Site) -> None:

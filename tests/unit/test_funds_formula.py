@@ -80,6 +80,8 @@ class Truth:
     start_time: Optional[int] = None
     end_time: Optional[int] = None
     grandfathered: bool = False
+    asked_csu: int = 0  # its lien, before anything was seen of its run
+    failed: bool = False  # its start did, once
 
     @property
     def counts_csu(self) -> int:
@@ -145,7 +147,7 @@ class FundsFormula(RuleBasedStateMachine):
             available = view.available_csu
             if available is not None and cost > available:
                 return
-            job = Truth(self.next_job, user, self.now, 0, cost, "queued")
+            job = Truth(self.next_job, user, self.now, 0, cost, "queued", asked_csu=cost)
             tx.open_lien(
                 account=ACCOUNT, user_id=user, per_task_csu=cost, tasks=1, origin="submit", inputs={}, reason="fits",
                 actor="test", job_id=job.job_id, submit_time=job.submit_time, confirmed=True,
@@ -158,7 +160,7 @@ class FundsFormula(RuleBasedStateMachine):
         job = self.job(index, "queued")
         if job is None:
             return
-        self.now += after
+        self.now += after + (1201 if job.failed else 0)  # Slurm makes it wait
         if job.restart:
             job.submit_time = self.now  # a requeued job is submitted anew
         job.state, job.start_time = "running", self.now
@@ -168,7 +170,7 @@ class FundsFormula(RuleBasedStateMachine):
     @rule(user=st.sampled_from(USERS), cost=COSTS)
     def take_over_a_running_job(self, user: int, cost: int) -> None:
         job = Truth(self.next_job, user, self.now - 100, 0, cost, "running", self.now - 50)
-        job.grandfathered = True
+        job.grandfathered, job.asked_csu = True, cost
         self.next_job += 1
         self.jobs.append(job)
         with self.ledger.transaction() as tx:
@@ -190,12 +192,29 @@ class FundsFormula(RuleBasedStateMachine):
                 reason="seen",
             )  # fmt: skip
 
+    @rule(index=st.integers(0, 9), submitted_anew=st.booleans(), told=st.integers(1, 2))
+    def start_fails(self, index: int, submitted_anew: bool, told: int) -> None:
+        """A component of a het job, when another one could not start."""
+        job = self.job(index, "running")
+        if job is None:
+            return
+        with self.ledger.transaction() as tx:
+            for _ in range(told):
+                tx.end_run(
+                    self.run_of(job, state="PENDING", end_time=self.now),
+                    charge_csu=0, share_csu=0, inputs={}, actor="test",
+                )  # fmt: skip
+        job.state, job.start_time, job.amount_csu, job.failed = "queued", None, job.asked_csu, True
+        if submitted_anew:
+            job.submit_time = self.now
+
     @rule(index=st.integers(0, 9), cost=st.integers(0, 500), requeue=st.booleans())
     def end(self, index: int, cost: int, requeue: bool) -> None:
         job = self.job(index, "running", "queued")
         if job is None:
             return
         if job.state == "queued":  # the end is the first that is heard of it
+            self.now += 1201 if job.failed else 0
             if job.restart:
                 job.submit_time = self.now
             job.start_time = self.now
@@ -212,7 +231,15 @@ class FundsFormula(RuleBasedStateMachine):
             )
         if requeue:
             self.jobs.append(
-                Truth(job.job_id, job.user_id, self.now, job.restart + 1, share, "queued")
+                Truth(
+                    job.job_id,
+                    job.user_id,
+                    self.now,
+                    job.restart + 1,
+                    share,
+                    "queued",
+                    asked_csu=share,  # fmt: skip
+                )
             )
 
     @rule(index=st.integers(0, 9), cost=st.integers(0, 500), later=st.integers(0, 3))
@@ -438,6 +465,7 @@ def step(machine: FundsFormula, choose: random.Random) -> None:
         (1, lambda: machine.take_over_a_running_job(user, cost)),
         (2, lambda: machine.reamount(index, cost)),
         (8, lambda: machine.end(index, cost, choose.random() < 0.2)),
+        (2, lambda: machine.start_fails(index, choose.random() < 0.5, choose.randint(1, 2))),
         (3, lambda: machine.end_again(index, cost, choose.randrange(3))),
         (2, lambda: machine.cancel(index)),
         (12, lambda: machine.deliver(faults, choose.choice(MEANWHILE), index, cost, choose.choice([1, 400]))),

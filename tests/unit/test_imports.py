@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "slurm_banking"
 
 #: The pure half: what slurmctld imports, and nothing of it knows the relay, the bank or the command line.
-PURE = {"amounts", "arrays", "charge", "config", "errors", "estimate", "ledger", "messages", "policy", "prices",
-        "records", "settle", "state_dir", "tokens"}  # fmt: skip
+PURE = {"allocation", "amounts", "arrays", "charge", "config", "errors", "estimate", "ledger", "messages", "policy", "prices",
+        "records", "settle", "state_dir", "tokens", "tres"}  # fmt: skip
 
 #: What slurmctld may import of ours beyond the pure half: the boundary, and the question to the relay.
 IN_SLURMCTLD = PURE | {"boundary", "relay.client", "relay.protocol", "relay"}

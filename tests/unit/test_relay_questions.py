@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Dict, Iterator, Sequence
 
 import pytest
 
 from slurm_banking.ledger import LedgerRun
+from slurm_banking.prices import PriceList, Rates
 from slurm_banking.records import Run
 from slurm_banking.relay import client
 from tests.unit.relay_parts import (
@@ -132,7 +135,8 @@ def test_a_statement_adds_up_from_opening_to_closing(relay: Relay) -> None:
 def test_each_row_of_a_statement_shows_what_its_amount_came_from(relay: Relay) -> None:
     end_run(relay, recent(20))
     row = ask(relay, NOBODY, "statement", account="astro")["rows"][0]
-    assert (row["cpus"], row["elapsed_s"], row["price_su"]) == (4, 3600, "1.0")
+    assert (row["cpus"], row["elapsed_s"], row["rates"]) == (4, 3600, "1.0")
+    assert (row["tres"], row["qos_multiplier"], row["state_factor"]) == ("cpu=4,node=1", "1", "1")
     assert row["price_version"] == relay.config.prices.version
 
 
@@ -243,6 +247,22 @@ def test_why_of_another_users_job_is_as_if_it_were_none(relay: Relay) -> None:
     assert ask(relay, 0, "why", job="40")["ok"]
     relay.members.coordinators["daemon"] = {"astro"}
     assert ask(relay, DAEMON, "why", job="40")["ok"]
+
+
+def test_an_update_that_was_refused_is_told_to_the_jobs_user_alone(relay: Relay) -> None:
+    with relay.ledger.transaction() as tx:
+        tx.append(
+            "note",
+            job_id=42,
+            account="astro",
+            user_id=NOBODY,
+            amount_csu=0,
+            reason="update refused: astro has 1.00 SU available",
+            actor="slurmctld",
+        )
+    (entry,) = ask(relay, NOBODY, "why", job="42")["entries"]
+    assert entry["reason"].startswith("update refused: ")
+    assert ask(relay, DAEMON, "why", job="42")["error"] == "not_found"
 
 
 @pytest.mark.parametrize("job", ["", "0", "x", "1_", "1.batch", "1;2", "9" * 30])
@@ -362,6 +382,48 @@ def test_a_quote_of_too_much_says_what_would_fit(relay: Relay) -> None:
     assert (reply["verdict"], reply["reason"]) == ("refused", "insufficient_funds")
     assert reply["hints"]["time_limit_min"] == 45
     assert "3.00 SU available" in reply["message"]
+
+
+def test_a_quote_shows_what_an_hour_costs_and_what_is_set_aside(relay: Relay) -> None:
+    relay.config = dataclasses.replace(
+        relay.config,
+        prices=PriceList(
+            partitions={"main": Rates(cpu=Decimal(1), mem_gb=Decimal("0.5"))},
+            qos_multiplier={"high": Decimal(2)},
+        ),
+        policy=dataclasses.replace(relay.config.policy, lien_share=Decimal("0.5")),
+    )
+    asked = {"num_tasks": 4, "time_limit_min": 90, "memory_mb": 4096, "qos": "high"}
+    asked.update(min_nodes=1, max_nodes=1)
+    cost = ask(relay, NOBODY, "quote", options=asked)["estimate"]
+    assert (cost["tres"].split(",")[:2], cost["cost_csu"]) == (["cpu=4", "mem=4096M"], 1800)
+    assert (cost["lien_csu"], cost["lien_share"]) == (900, "0.5")
+    assert cost["hour"] == {
+        "combine": "sum",
+        "parts": [
+            {"resource": "cpu", "units": "4", "su": "1", "su_per_hour": "4"},
+            {"resource": "mem_gb", "units": "4", "su": "0.5", "su_per_hour": "2"},
+        ],
+        "qos_multiplier": "2",
+        "su_per_hour": "12",
+    }
+
+
+def test_a_quote_is_at_the_prices_of_now(relay: Relay) -> None:
+    dearer = PriceList.of_cpus({"main": Decimal(3)})
+    relay.config = dataclasses.replace(
+        relay.config, dated_prices=((NOW - 60, dearer), (NOW + 3600, relay.config.prices))
+    )
+    asked = {"num_tasks": 1, "time_limit_min": 60}
+    assert ask(relay, NOBODY, "quote", options=asked)["estimate"]["cost_csu"] == 300
+
+
+def test_a_quote_within_the_overdraft_is_accepted(relay: Relay) -> None:
+    relay.bank.remaining_csu = 300
+    policy = dataclasses.replace(relay.config.policy, overdraft_su=Decimal(3))
+    relay.config = dataclasses.replace(relay.config, policy=policy)
+    asked = {"num_tasks": 4, "time_limit_min": 90}
+    assert ask(relay, NOBODY, "quote", options=asked)["verdict"] == "accepted"
 
 
 def test_a_quote_sets_nothing_aside(relay: Relay) -> None:

@@ -14,8 +14,9 @@ import pytest
 from slurm_banking import settle
 from slurm_banking.config import Config
 from slurm_banking.ledger import LedgerRun
-from slurm_banking.records import JobUpdate, Mode, Outcome, Run
+from slurm_banking.records import JobUpdate, Mode, Outcome, Run, Segment
 from slurm_banking.relay import sweep
+from slurm_banking.tres import Tres
 from tests.builders import SUBMITTED, a_run, a_submission
 from tests.unit.test_engine import Site as Controller
 from tests.unit.test_rebuild import Bank, a_row, build
@@ -86,7 +87,8 @@ def test_a_resize_told_again_counts_once(site: Site) -> None:
 def test_a_resize_that_slurmctld_could_not_write_is_settled_from_accounting(site: Site) -> None:
     told(site, its_end())
     assert run_of(site).charge_csu == 1100
-    site.sacct.rows = [its_end(source="sacct", cpu_s=8 * 600 + 60)]
+    parts = Segment(tres=Tres(cpus=8), seconds=600), Segment(tres=Tres(cpus=1), seconds=60)
+    site.sacct.rows = [its_end(source="sacct", segments=parts)]
     site.now = 2_000_000_700
     for _ in range(2):
         site.window(since=2_000_000_000)

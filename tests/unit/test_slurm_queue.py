@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_banking.errors import SlurmUnavailable
-from slurm_banking.records import UNLIMITED, QueuedJob
-from slurm_banking.slurm import squeue, topology
+from slurm_banking.records import UNLIMITED, NodeShape, QueuedJob
+from slurm_banking.slurm import control, squeue, topology
+from slurm_banking.tres import Tres
 
 DATA = Path(__file__).parent / "data" / "slurm-22.05"
 
@@ -21,7 +23,8 @@ DATA = Path(__file__).parent / "data" / "slurm-22.05"
 class Recorded:
     """Answers like Slurm's commands did, with the separators of this call; keeps what it was asked."""
 
-    def __init__(self, **replaced: str) -> None:
+    def __init__(self, kind: str = "", **replaced: str) -> None:
+        self.kind = kind  #: "gpu-": a cluster with GPUs, memory and weights
         self.replaced = replaced
         self.calls: List[Sequence[str]] = []
         self.environments: List[Mapping[str, str]] = []
@@ -32,7 +35,8 @@ class Recorded:
         self.calls.append(argv)
         self.environments.append(extra_env or {})
         name = "squeue" if argv[0] == "squeue" else argv[-1]
-        text = self.replaced.get(name) or (DATA / f"{name}.txt").read_text("utf-8")
+        kind = "" if name == "squeue" else self.kind
+        text = self.replaced.get(name) or (DATA / f"{kind}{name}.txt").read_text("utf-8")
         if name == "squeue":
             fields = (extra_env or {})["SQUEUE_FORMAT2"].split(",")
             separator, end = (fields[i].partition(":")[2] for i in (0, -1))
@@ -130,12 +134,40 @@ def test_a_job_named_like_the_recorded_separators_cannot_make_a_record() -> None
         lambda text: text.replace("~s~1001~s~", "~s~alice~s~", 1),
         lambda text: text.replace("~s~normal", "", 1),
         lambda text: text.replace("4-5,9,13%2~s~N/A", "4-5,9,...~s~N/A", 1),
+        lambda text: text.replace("cpu=3,", "cpu=some,", 1),
     ],
 )
 def test_an_answer_that_cannot_be_read_whole_is_not_used(damage: Any) -> None:
     text = (DATA / "squeue.txt").read_text("utf-8")
     with pytest.raises(SlurmUnavailable, match="^squeue: "):
         squeue.read_queue("rig", run=Recorded(squeue=damage(text)))
+
+
+def test_a_started_job_comes_with_what_was_allocated_and_a_waiting_one_with_what_it_asks_for() -> (
+    None
+):
+    jobs = by_id()
+    assert jobs[34].tres == Tres(cpus=3, nodes=1, billing=3)
+    assert jobs[32].tres == Tres(cpus=2, memory_mb=32000, nodes=2, billing=2)
+
+
+@pytest.mark.parametrize(
+    ("shown", "tres"),
+    [
+        ("N/A", Tres()),
+        ("", Tres()),
+        (
+            "cpu=4,mem=2000M,node=1,billing=8,gres/gpu=2,gres/gpu:a100=2",
+            Tres(cpus=4, memory_mb=2000, nodes=1, billing=8, gpus=(("a100", 2),)),
+        ),
+        ("cpu=1,mem=2.50G,node=1,billing=1", Tres(cpus=1, memory_mb=2560, nodes=1, billing=1)),
+    ],
+)
+def test_resources_as_squeue_shows_them(shown: str, tres: Tres) -> None:
+    text = (DATA / "squeue.txt").read_text("utf-8")
+    text = text.replace("cpu=3,node=1,billing=3", shown)
+    jobs = {job.job_id: job for job in squeue.read_queue("rig", run=Recorded(squeue=text)).jobs}
+    assert jobs[34].tres == tres
 
 
 def test_a_queue_without_jobs_is_a_complete_answer() -> None:
@@ -176,12 +208,8 @@ def test_partitions_come_with_limits_and_node_sizes() -> None:
     main, exclusive = found.partition("main"), found.partition("exclusive")
     assert found.default_partition == "main"
     assert (main.default_time_min, main.max_time_min) == (10, 1440)
-    assert (main.node_cpus_max, main.node_cpus_min, main.total_cpus, main.total_nodes) == (
-        8,
-        8,
-        16,
-        2,
-    )
+    assert (main.total_cpus, main.total_nodes, main.max_nodes) == (16, 2, None)
+    assert main.shapes == (NodeShape(count=2, cpus=8, cores=8, memory_mb=16000),)
     assert exclusive.exclusive and not main.exclusive
     assert main.max_cpus_per_node is None
     assert not found.partition("nosuch").found
@@ -199,6 +227,96 @@ def test_a_partition_without_limits_is_unlimited_and_without_default() -> None:
 def test_every_partition_is_exclusive_where_slurm_selects_whole_nodes() -> None:
     config = (DATA / "config.txt").read_text("utf-8").replace("cons_tres", "linear")
     assert topology.read_topology(run=Recorded(config=config)).partition("main").exclusive
+
+
+def test_nodes_that_are_not_alike_are_told_apart() -> None:
+    main = topology.read_topology(run=Recorded("gpu-")).partition("main")
+    assert main.shapes == (
+        NodeShape(
+            count=1, cpus=8, sockets=2, cores=2, threads=2, memory_mb=16000, memory_spec_mb=500
+        ),
+        NodeShape(count=1, cpus=8, sockets=2, cores=4, memory_mb=32000, gpus=(("a100", 4),)),
+    )
+
+
+def test_memory_weights_and_defaults_for_gpus_are_the_partitions_or_else_the_clusters() -> None:
+    found = topology.read_topology(run=Recorded("gpu-"))
+    main, exclusive = found.partition("main"), found.partition("exclusive")
+    assert (main.def_mem_mb, main.def_mem_per_cpu) == (500, True)
+    assert (main.max_mem_mb, main.max_mem_per_cpu) == (20000, False)
+    assert (exclusive.def_mem_mb, exclusive.max_mem_mb) == (None, 20000)
+    assert (main.def_cpus_per_gpu, main.def_mem_per_gpu_mb) == (2, None)
+    weights = {"cpu": Decimal(1), "mem": Decimal("0.25"), "gres/gpu": Decimal(2)}
+    assert main.billing_weights == weights and not main.billing_max
+    assert exclusive.billing_weights is None
+    assert not found.spec_allowed
+    config = (DATA / "gpu-config.txt").read_text("utf-8")
+    config = config.replace("(null)", "DefCpuPerGPU=4,DefMemPerGPU=1000")
+    config = config.replace("DefMemPerNode           = UNLIMITED", "DefMemPerCPU = 700")
+    config += "PriorityFlags           = NO_FAIR_TREE,MAX_TRES\nAllowSpecResourcesUsage = Yes\n"
+    found = topology.read_topology(run=Recorded("gpu-", config=config))
+    main, exclusive = found.partition("main"), found.partition("exclusive")
+    assert (exclusive.def_mem_mb, exclusive.def_mem_per_cpu) == (700, True)
+    assert (main.def_cpus_per_gpu, main.def_mem_per_gpu_mb) == (2, 1000)
+    assert exclusive.def_cpus_per_gpu == 4 and main.billing_max
+
+
+@pytest.mark.parametrize(
+    ("cluster", "partition", "unit", "memory_tracked", "one_task_per_core"),
+    [
+        ("CR_CORE_MEMORY", "NONE", "core", True, False),
+        ("CR_CORE", "NONE", "core", False, False),
+        ("CR_CPU_MEMORY", "CR_SOCKET", "cpu", True, False),  # as Slurm: only under cores or sockets
+        ("CR_CORE_MEMORY", "CR_SOCKET", "socket", False, False),
+        ("CR_SOCKET", "CR_CORE_MEMORY", "core", True, False),
+        ("CR_CPU,CR_ONE_TASK_PER_CORE,CR_LLN", "NONE", "cpu", False, True),
+    ],
+)
+def test_what_slurm_hands_out_is_the_partitions_or_else_the_clusters(
+    cluster: str, partition: str, unit: str, memory_tracked: bool, one_task_per_core: bool
+) -> None:
+    config = (DATA / "gpu-config.txt").read_text("utf-8").replace("CR_CORE_MEMORY", cluster)
+    text = (DATA / "gpu-partition.txt").read_text("utf-8")
+    text = text.replace("SelectTypeParameters=NONE", f"SelectTypeParameters={partition}")
+    recorded = Recorded("gpu-", config=config, partition=text)
+    main = topology.read_topology(run=recorded).partition("main")
+    assert (main.unit, main.memory_tracked) == (unit, memory_tracked)
+    assert main.one_task_per_core == one_task_per_core
+
+
+def test_equal_nodes_are_counted_and_the_rest_of_many_kinds_is_as_large_as_the_largest() -> None:
+    line = (DATA / "node.txt").read_text("utf-8").splitlines()[0]
+    nodes = [line.replace("RealMemory=16000", f"RealMemory={1000 + n // 2}") for n in range(50)]
+    nodes[-1] = nodes[-1].replace("Gres=(null)", "Gres=gpu:A100:4(S:0,1),gpu:2(S:0),shard:8")
+    main = topology.read_topology(run=Recorded(node="\n".join(nodes))).partition("main")
+    assert len(main.shapes) == topology.MAX_SHAPES
+    assert sum(shape.count for shape in main.shapes) == 50
+    assert {shape.count for shape in main.shapes[:-1]} == {2}
+    assert main.shapes[-1].memory_mb == 1024
+    assert main.shapes[-1].gpus == (("", 2), ("a100", 4))
+
+
+def test_operators_are_root_slurmuser_and_those_of_slurmdbd() -> None:
+    answers = {"config": (DATA / "config.txt").read_text("utf-8")}
+    users = (
+        "root|Administrator\nnobody|None\ndaemon|Operator\nbin|Administrator\nsb-none|Operator\n"
+    )
+    asked: List[str] = []
+    now = [0.0]
+
+    def answer(argv: Sequence[str], **_: Any) -> str:
+        asked.append(argv[0])
+        if argv[0] == "sacctmgr" and users:
+            return users
+        if argv[0] == "sacctmgr":
+            raise SlurmUnavailable("sacctmgr: Connection refused")
+        return answers[argv[-1]]
+
+    operators = control.Operators(run=answer, clock=lambda: now[0])
+    assert operators() == operators() == {0, 64030, 1, 2}
+    assert asked.count("sacctmgr") == 1
+    users, now[0] = "", 400.0
+    assert operators() == {0, 64030}, "while slurmdbd cannot be asked"
 
 
 def test_associations_are_those_of_the_user_named() -> None:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 import pytest
 
 from slurm_banking import tokens
 from slurm_banking.errors import SlurmUnavailable
 from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Sacct
+from slurm_banking.tres import Tres
 
 TEXT = (Path(__file__).parent / "data" / "slurm-22.05" / "sacct.txt").read_text("utf-8")
 ALL = (1795261000, 1795262000)
@@ -47,7 +48,7 @@ def test_a_run_has_what_was_allocated_and_how_long() -> None:
         "normal",
     )
     assert (run.nodes, run.node_count, run.time_limit_min, run.source) == ("n2", 1, 3, "sacct")
-    assert run.tres_alloc == "billing=1,cpu=1,node=1"
+    assert run.tres == Tres(cpus=1, nodes=1, billing=1)
 
 
 def test_an_admin_comment_with_a_line_end_keeps_its_token() -> None:
@@ -85,6 +86,48 @@ def test_a_resized_run_stays_one_run_under_its_submit_time() -> None:
         1795261600,
     )
     assert (told.state, told.elapsed_s, told.cpus) == ("CANCELLED", 4, 3)
+    assert [part.tres.cpus for part in told.segments][-1] == 3
+    assert sum(part.seconds for part in told.segments) == 4 and len(told.segments) > 1
+
+
+#: As 22.05.8 printed it with --noconvert, on a cluster with GPUs: by an operator, by root, by its own user.
+CANCELLED = """\
+1~s~1~s~1001~s~sb-alice~s~fc_alpha~s~main~s~normal~s~CANCELLED by 1005~s~1795261164~s~1795261165~s~1795261169~s~4~s~\
+2~s~1~s~billing=2,cpu=2,mem=2600M,node=1~s~n1~s~5~s~~s~
+2~s~2~s~1001~s~sb-alice~s~fc_alpha~s~main~s~normal~s~CANCELLED by 0~s~1795261164~s~1795261165~s~1795261169~s~4~s~\
+4~s~1~s~billing=8,cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=2000M,node=1~s~n2~s~5~s~~s~
+3~s~3~s~1002~s~sb-bob~s~fc_alpha~s~exclusive~s~normal~s~CANCELLED by 1002~s~1795261164~s~1795261165~s~1795261169~s~4~s~\
+8~s~1~s~billing=8,cpu=8,mem=15500M,node=1~s~n1~s~5~s~~s~
+"""
+
+
+def cancelled(*operators: int) -> Dict[int, bool]:
+    slurm = Sacct("rig", run=Recorded(text=CANCELLED), operators=lambda: operators)
+    return {run.job_id: run.cancelled_by_admin for run in slurm.read_ended_runs(*ALL)}
+
+
+def test_what_was_allocated_is_read_with_memory_and_types_of_gpus() -> None:
+    runs = {run.job_id: run.tres for run in sacct(text=CANCELLED).read_ended_runs(*ALL)}
+    assert runs[1] == Tres(cpus=2, memory_mb=2600, nodes=1, billing=2)
+    assert runs[2] == Tres(cpus=4, memory_mb=2000, nodes=1, billing=8, gpus=(("a100", 2),))
+
+
+def test_units_are_not_converted() -> None:
+    slurm = Recorded()
+    Sacct("rig", run=slurm).read_ended_runs(*ALL)
+    assert all("--noconvert" in call for call in slurm.calls if "--helpformat" not in call)
+
+
+def test_a_job_that_root_or_an_operator_cancelled_is_told_from_its_users_own() -> None:
+    assert cancelled(0, 64030, 1005) == {1: True, 2: True, 3: False}
+    assert cancelled(0, 1002) == {1: False, 2: True, 3: False}, "an operator's own job is theirs"
+
+
+def test_a_job_that_nobody_is_known_to_have_cancelled_is_its_users() -> None:
+    for uid in (2**32 - 2, 2**32 - 1):
+        text = CANCELLED.replace("CANCELLED by 1005", f"CANCELLED by {uid}")
+        (run, *_) = sacct(text=text).read_ended_runs(*ALL)
+        assert (run.state, run.cancelled_by_admin) == ("CANCELLED", False)
 
 
 def test_arrays_and_het_jobs_name_their_kin() -> None:
@@ -150,6 +193,7 @@ def test_names_that_users_choose_are_not_asked_for() -> None:
         lambda text: text[: len(text) // 2],
         lambda text: text.replace("~s~1001~s~", "~s~alice~s~", 1),
         lambda text: text.replace("~s~137~s~", "~s~2:17~s~", 1),
+        lambda text: text.replace("billing=1,cpu=1", "billing=1,cpu=many", 1),
     ],
 )
 def test_an_answer_that_cannot_be_read_whole_is_not_used(damage: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from slurm_banking import settle
 from slurm_banking.config import Config
 from slurm_banking.errors import SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun, Lien
+from slurm_banking.prices import PriceList, Rates
 from slurm_banking.records import UNLIMITED, QueuedJob, Run
 from slurm_banking.relay import sweep
 from slurm_banking.slurm.squeue import QueueSnapshot
 from slurm_banking.tokens import Token
+from slurm_banking.tres import Tres, parse_tres
 from tests.builders import a_run
 
 CONFIG = """
@@ -355,16 +358,13 @@ def test_a_change_of_time_keeps_the_cpus_of_the_estimate(site: Site) -> None:
 
 def test_a_lien_keeps_the_price_in_force_at_submission(site: Site) -> None:
     with site.ledger.transaction() as tx:
-        settle.record_prices(tx, site.config)
+        settle.record_prices(tx, site.config, int(time.time()))
     token = site.submit(6000)
     site.see(a_job(token))
-    dearer = replace(
-        site.config.prices, partition_su={"main": site.config.prices.partition_su["dear"]}
-    )
-    site.config = replace(site.config, prices=dearer)
+    site.config = site.config.with_prices(PriceList.of_cpus({"main": Decimal(120)}))
     time.sleep(1.1)
     with site.ledger.transaction() as tx:
-        assert settle.record_prices(tx, site.config)
+        assert settle.record_prices(tx, site.config, int(time.time()))
     site.see(a_job(token, time_limit_min=30))
     assert site.lien(token).amount_csu == 3000
 
@@ -377,6 +377,159 @@ def test_moving_to_another_account_ends_the_old_lien_only_when_seen(site: Site) 
     assert site.lien(old).open and site.lien(new).state == "unconfirmed"
     site.see(a_job(old, account="fc_beta"))
     assert (site.lien(old).end_kind, site.lien(new).state) == ("lien_voided", "confirmed")
+
+
+# -- more than CPUs -----------------------------------------------------------------------------------------------------
+
+
+def with_gpus(site: Site, **policy: Any) -> None:
+    """60 SU for a CPU-hour, 600 for one of an a100, 6 for a GB-hour."""
+    rates = Rates(cpu=Decimal(60), gpu={"a100": Decimal(600)}, mem_gb=Decimal(6))
+    site.config = replace(
+        site.config.with_prices(PriceList(partitions={"main": rates})),
+        policy=replace(site.config.policy, **policy),
+    )
+    with site.ledger.transaction() as tx:
+        settle.record_prices(tx, site.config, int(time.time()))
+
+
+def asking(text: str, token: Token | None = None, **changes: Any) -> QueuedJob:
+    tres = parse_tres(text)
+    return a_job(token, tres=tres, cpus=tres.cpus, nodes=tres.nodes, **changes)
+
+
+def of_gpus(tres: str) -> dict[str, Any]:
+    """The inputs of an estimate."""
+    values = {"partition": "main", "qos": "normal", "cpus": parse_tres(tres).cpus, "nodes": 1}
+    return {**values, "tres": tres, "time_limit_min": 60}
+
+
+WANTED = "cpu=2,mem=1024M,node=1,gres/gpu=1,gres/gpu:a100=1"
+
+
+def test_a_job_that_starts_is_counted_with_all_that_slurm_allocated(site: Site) -> None:
+    with_gpus(site)
+    token = site.submit(100000)
+    job = asking(WANTED, token)
+    site.see(job)
+    site.see(started(job, tres=parse_tres("cpu=8,mem=4096M,node=1,gres/gpu=2,gres/gpu:a100=2")))
+    (run,) = site.runs()
+    assert run.lien_csu == 8 * 6000 + 2 * 60000 + 4 * 600 == site.counted()
+    assert run.inputs["tres"] == "cpu=8,mem=4096M,node=1,gres/gpu=2,gres/gpu:a100=2"
+
+
+def test_an_allocation_that_the_queue_shows_again_writes_nothing(site: Site) -> None:
+    with_gpus(site)
+    job = started(asking(WANTED + ",billing=7", site.submit(100000)))
+    site.see(job)
+    before = site.entries()
+    assert not site.see(job).changed
+    assert site.entries() == before + 1
+
+
+def test_memory_that_changes_while_a_job_runs_moves_its_share(site: Site) -> None:
+    with_gpus(site)
+    job = started(asking(WANTED, site.submit(100000)))
+    site.see(job)
+    site.see(replace(job, tres=replace(job.tres, memory_mb=2048)))
+    assert site.counted() == 2 * 6000 + 60000 + 2 * 600
+
+
+def test_gpus_given_back_stay_set_aside_as_far_as_they_were_used(site: Site) -> None:
+    with_gpus(site)
+    job = started(asking(WANTED, site.submit(100000)))
+    site.see(job)
+    with site.ledger.transaction() as tx:
+        tx.note_resize(tx.running_runs()[0], tres=job.tres, elapsed_s=600, actor="slurmctld")
+    site.see(replace(job, cpus=1, tres=parse_tres("cpu=1,node=1")))
+    assert site.counted() == 6000 + (6000 + 60000 + 600) // 6
+
+
+def test_what_a_waiting_job_asks_for_does_not_lower_what_it_may_get(site: Site) -> None:
+    """Its estimate has the whole node, the queue what was asked for; a change of time keeps the estimate's."""
+    with_gpus(site)
+    whole = "cpu=8,mem=8192M,node=1,gres/gpu=4,gres/gpu:a100=4"
+    csu = 8 * 6000 + 4 * 60000 + 8 * 600
+    token = site.submit(csu, inputs=of_gpus(whole))
+    site.see(asking(WANTED, token))
+    assert site.lien(token).amount_csu == csu
+    site.see(asking(WANTED, token, time_limit_min=30))
+    assert site.lien(token).amount_csu == csu // 2
+    assert site.lien(token).inputs["tres"] == whole
+
+
+def test_what_changed_in_the_queue_is_taken_from_it_and_the_rest_is_the_estimates(
+    site: Site,
+) -> None:
+    with_gpus(site)
+    token = site.submit(108600, inputs=of_gpus("cpu=8,mem=1024M,node=1,gres/gpu:a100=1"))
+    site.see(asking(WANTED, token))
+    site.see(asking(WANTED.replace("gpu=1", "gpu=2").replace("a100=1", "a100=2"), token))
+    assert site.lien(token).inputs["tres"] == "cpu=8,mem=1024M,node=1,gres/gpu=2,gres/gpu:a100=2"
+    assert site.lien(token).amount_csu == 8 * 6000 + 2 * 60000 + 600
+
+
+def test_memory_that_slurm_does_not_hand_out_is_not_taken_from_the_queue(site: Site) -> None:
+    """Where memory is no consumable resource, squeue shows a waiting job with all of a node's, and a running one none."""
+    with_gpus(site)
+    token = site.submit(12000, inputs=of_gpus("cpu=2,node=1"))
+    job = asking("cpu=2,mem=16000M,node=1", token)
+    site.see(job)
+    assert site.lien(token).amount_csu == 12000
+    site.see(replace(job, cpus=3, tres=parse_tres("cpu=3,mem=32000M,node=1")))
+    assert site.lien(token).amount_csu == 18000
+
+
+def test_an_update_of_memory_that_slurm_made_is_the_one_proposed(site: Site) -> None:
+    with_gpus(site)
+    token = site.submit(80000, inputs=of_gpus(WANTED))
+    site.see(asking(WANTED, token))
+    more = WANTED.replace("1024M", "4096M")
+    site.propose(token, 90000, at=0, cpus=2, tres=more)
+    site.see(asking(more, token), after_s=10)
+    assert (site.lien(token).amount_csu, site.lien(token).proposed_csu) == (90000, None)
+
+
+def test_a_new_billing_weight_is_no_change_of_a_waiting_job(site: Site) -> None:
+    token = site.submit(6000)
+    site.see(asking("cpu=1,node=1,billing=1", token))
+    before = site.entries()
+    assert not site.see(asking("cpu=1,node=1,billing=9", token)).changed
+    assert site.entries() == before + 1
+
+
+def test_a_lien_is_the_share_of_the_cost_that_is_set_aside(site: Site) -> None:
+    with_gpus(site, lien_share=Decimal("0.25"))
+    site.see(asking(WANTED))
+    (lien,) = site.open_liens()
+    cost_csu = 2 * 6000 + 60000 + 600
+    assert (lien.per_task_csu, lien.inputs["lien_share"]) == (cost_csu // 4, "0.25")
+    site.see(started(asking(WANTED)))
+    assert site.counted() == cost_csu // 4
+
+
+def test_resources_that_accounting_tells_otherwise_are_told_once(site: Site) -> None:
+    with_gpus(site)
+    job = asking(WANTED)
+    with site.ledger.transaction() as tx:
+        settle.end_run(tx, an_ended(job, tres=job.tres), site.config, actor="slurmctld")
+    site.sacct.rows = [an_ended(job, tres=replace(job.tres, memory_mb=2048))]
+    at_end(site)
+    (line,) = site.window().drift
+    assert "mem=1024M" in line and "mem=2048M" in line
+    assert site.window().drift == []
+    site.sacct.rows = [an_ended(job, tres=Tres())]
+    assert site.window().drift == [], "no word about it is no other word"
+
+
+def test_a_run_that_an_operator_cancelled_is_charged_nothing_from_accounting_too(
+    site: Site,
+) -> None:
+    site.sacct.rows = [an_ended(a_job(), state="CANCELLED", cancelled_by_admin=True)]
+    at_end(site)
+    site.window()
+    (run,) = site.runs()
+    assert (run.charge_csu, run.inputs["state"]) == (0, "CANCELLED_BY_ADMIN")
 
 
 # -- jobs without a lien ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def plain(ffi, struct):
         elif kind.kind == "struct":
             result[name] = plain(ffi, ffi.addressof(struct[0], name))
         elif kind.kind == "pointer":
-            count = struct[0].partition_count
+            count = struct[0].partition_count if name == "partitions" else struct[0].shape_count
             result[name] = [plain(ffi, value + i) for i in range(count)]
         else:
             result[name] = value
@@ -69,11 +69,20 @@ def attach(ffi, lib):
             raise ValueError("as the job's name says")
         elif name == "undecided":
             answer(reply, lib.BANKING_UNDECIDED, "the ledger is busy")
+        elif name == "full":
+            answer(reply, lib.BANKING_NO_ROOM, "nobody is told")
         elif name == "refuse":
             answer(reply, lib.BANKING_REFUSED, "too dear\nby far", "slurm_banking=00:1:v1")
         elif name == "describe":
             lib.banking_log(lib.BANKING_LOG_INFO, json.dumps(plain(ffi, struct)).encode())
             answer(reply, lib.BANKING_ACCEPTED)
+        elif name == "facts":
+            parts = plain(ffi, struct)["partitions"]
+            gres = {shape["gres"] for part in parts for shape in part["shapes"]}
+            right = [part["name"] for part in parts] == ["many", "whole", "nowhere", "many"] and (
+                gres == {"gpu:a100:4", "gpu:a100:4,gpu:t4:2", "gpu:a100:4,craynetwork:4"}
+            )
+            answer(reply, lib.BANKING_ACCEPTED if right else lib.BANKING_REFUSED)
         elif name == "interpreter":
             facts = {
                 "path": sys.path,

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compares: each estimate with what slurmctld allocated, each charge with the plain one, mirrored partitions with billing.
+
+The arithmetic here is `plain_charge`'s; of slurm_banking only what it wrote down is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from tests.fidelity import plain_charge
+from tests.fidelity.cluster import BY_NAME, UNLIMITED_MIN, Facts
+from tests.fidelity.driver import Accepted
+from tests.fidelity.plain_charge import Row, per_hour, tres_of
+from tests.fidelity.submissions import NAMES
+
+UNEXPLAINED = "unexplained"
+
+#: Why an estimate may be more than what was allocated. Each is checked on the job, not taken on trust.
+RULES: Mapping[str, str] = {
+    "another partition than the dearest": "a list of partitions; it ran in another than the estimate is for",
+    "fewer nodes than it could have": "it may have several nodes, and got fewer than the estimate is for",
+    "another kind of node than the dearest": "the partition's nodes differ, and it got others than the estimate is for",
+    "another type of GPU than the dearest": "no type was asked for, and it got another than the estimate is for",
+    "Slurm shortened its time": "--time-min",
+    "the update asked for less": "lowered only when Slurm is seen to have done it",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimated:
+    csu: int
+    tres: str
+    partition: str
+    qos: str
+    limit_min: int
+    entry: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One run: what was set aside for it, and what it could have cost with what it got."""
+
+    job: Accepted
+    row: Row
+    estimated: Estimated | None  #: None: nothing is in the ledger
+    actual_csu: int
+    limit_min: int
+    kind: str  #: "first", "updated", "again" (a later run of a requeued job)
+    rule: str  #: "" if equal
+
+    @property
+    def below(self) -> bool:
+        return self.estimated is None or self.estimated.csu < self.actual_csu
+
+    @property
+    def equal(self) -> bool:
+        return self.estimated is not None and self.estimated.csu == self.actual_csu
+
+    def differing(self) -> str:
+        """TRES by TRES: estimate against allocation."""
+        if self.estimated is None:
+            return "no lien in the ledger"
+        ours, theirs = tres_of(self.estimated.tres), tres_of(self.row["AllocTRES"])
+        names = sorted(set(ours) | set(theirs))
+        parts = [
+            f"{name} {_plain(ours.get(name))}/{_plain(theirs.get(name))}"
+            for name in names
+            if ours.get(name) != theirs.get(name)
+        ]
+        if self.estimated.limit_min != self.limit_min:
+            parts.append(f"minutes {self.estimated.limit_min}/{self.limit_min}")
+        if self.estimated.partition != self.row["Partition"]:
+            parts.append(f"partition {self.estimated.partition}/{self.row['Partition']}")
+        if self.estimated.qos != self.row["QOS"]:
+            parts.append(f"qos {self.estimated.qos}/{self.row['QOS']}")
+        return ", ".join(parts)
+
+    def text(self) -> str:
+        verdict = "BELOW" if self.below else "over"
+        estimate = "-" if self.estimated is None else f"{self.estimated.csu / 100:.2f}"
+        lines = [
+            f"{verdict} ({self.rule}) #{self.job.submission.number} job {self.row['JobID']} ({self.kind}): estimate {estimate} SU, allocation"
+            f" {self.actual_csu / 100:.2f} SU; differs (ours/Slurm's): {self.differing()}",
+            f"    sbatch {shlex.join(self.job.submission.arguments())}",
+        ]
+        for update in self.job.updates:
+            lines.append(
+                f"    update {' '.join(update['wanted'])} -> {update['status']} {update['said']}"
+            )
+        if self.estimated is not None:
+            lines.append(f"    estimate  {self.estimated.partition} {self.estimated.tres}")
+        lines.append(
+            f"    AllocTRES {self.row['Partition']} {self.row['AllocTRES']} on {self.row['NodeList']}"
+        )
+        return "\n".join(lines)
+
+    @property
+    def undecided(self) -> bool:
+        """Accepted though nothing could be set aside: the ledger was busy. What was told to the user is its estimate."""
+        return self.estimated is not None and self.estimated.entry.get("kind") == "told"
+
+
+def _plain(number: Fraction | None) -> str:
+    return "-" if number is None else f"{float(number):g}"
+
+
+def up(number: Fraction) -> int:
+    return math.ceil(number)
+
+
+def cost_csu(tres: str, price: Mapping[str, str], multiplier: str, minutes: int) -> int:
+    """Hundredths of an SU for so long, rounded up as what is set aside is."""
+    return up(per_hour(tres_of(tres), price) * Fraction(multiplier) * minutes * 60 * 100 / 3600)
+
+
+#: What Slurm writes where neither the job nor its partition has a limit, minutes: a year.
+YEAR_MIN = 365 * 24 * 60
+
+
+def limit_of(row: Row) -> int:
+    text = row["TimelimitRaw"]
+    if text in ("UNLIMITED", "Partition_Limit", "", str(YEAR_MIN)):
+        return UNLIMITED_MIN
+    return int(text)
+
+
+@dataclasses.dataclass
+class Books:
+    """What was read, after everything has ended."""
+
+    rows: Sequence[Row]
+    liens: Sequence[Mapping[str, Any]]
+    entries: Sequence[Mapping[str, Any]]
+    runs: Sequence[Mapping[str, Any]]
+    prices: Mapping[str, Any]
+
+
+def _estimated(entry: Mapping[str, Any]) -> Estimated:
+    inputs = json.loads(entry["inputs"])
+    rates = inputs["rates"]
+    price = {"cpu": rates} if isinstance(rates, str) else rates
+    minutes = int(inputs["time_limit_min"])
+    return Estimated(
+        csu=cost_csu(inputs["tres"], price, inputs["qos_multiplier"], minutes),
+        tres=inputs["tres"],
+        partition=inputs["partition"],
+        qos=inputs["qos"] or "normal",
+        limit_min=minutes,
+        entry=entry,
+    )
+
+
+class Judge:
+    def __init__(self, books: Books, facts: Mapping[str, Facts] = BY_NAME) -> None:
+        self.books = books
+        self.facts = facts
+        self._liens: dict[int, list[Mapping[str, Any]]] = {}
+        for lien in books.liens:
+            if lien["job_id"] is not None:
+                self._liens.setdefault(lien["job_id"], []).append(lien)
+        self._entries: dict[str, list[Mapping[str, Any]]] = {}
+        for entry in books.entries:
+            if entry["lien_id"] is not None:
+                self._entries.setdefault(entry["lien_id"], []).append(entry)
+        self._rows: dict[str, list[Row]] = {}
+        for row in books.rows:
+            self._rows.setdefault(row["JobIDRaw"], []).append(row)
+        for parts in self._rows.values():
+            parts.sort(key=lambda row: int(row["Submit"]))
+
+    # -- estimates ------------------------------------------------------------------------------------------------------
+
+    def compare(self, jobs: Iterable[Accepted]) -> list[Comparison]:
+        """Of each run that got resources, in the order of their ids."""
+        by_id: dict[int, Accepted] = {}
+        for job in jobs:
+            for offset in range(len(job.submission.components)):
+                by_id[job.job_id + offset] = job
+        found = []
+        for raw in sorted(self._rows, key=int):
+            rows = self._rows[raw]
+            base = rows[0]["JobID"].split("_")[0]
+            job_id = int(base) if "_" in rows[0]["JobID"] else int(raw)
+            job = by_id.get(job_id)
+            if job is None:
+                continue
+            restart, resized = 0, False
+            for row in rows:
+                known = row["Partition"] in self.books.prices["partitions"]
+                if not resized and row["AllocTRES"] and known:
+                    found.append(self._compare(job, job_id, row, restart))
+                resized = row["State"] == "RESIZING"
+                if not resized:
+                    restart += 1
+        return found
+
+    def _compare(self, job: Accepted, job_id: int, row: Row, restart: int) -> Comparison:
+        kind = "again" if restart else "first"
+        updated = any(update["status"] == 0 for update in job.updates)
+        if not restart and updated and job.submission.fate != "resize":
+            kind = "updated"
+        estimated = self._find(job_id, kind, restart, job)
+        limit = limit_of(row)
+        price = self.books.prices["partitions"][row["Partition"]]
+        actual = cost_csu(
+            row["AllocTRES"], price, self.books.prices["qos"].get(row["QOS"], "1"), limit
+        )
+        rule = ""
+        if estimated is None or estimated.csu < actual:
+            rule = "below"
+        elif estimated.csu > actual:
+            rule = self._rule(job, job_id, row, estimated, limit, kind)
+        return Comparison(
+            job=job,
+            row=row,
+            estimated=estimated,
+            actual_csu=actual,
+            limit_min=limit,
+            kind=kind,
+            rule=rule,
+        )
+
+    def _find(self, job_id: int, kind: str, restart: int, job: Accepted) -> Estimated | None:
+        liens = self._liens.get(job_id, [])
+        if kind == "again":
+            liens = [lien for lien in liens if lien["restart_count"] == restart] or liens
+        entries = [
+            entry
+            for lien in liens
+            for entry in self._entries.get(lien["lien_id"], ())
+            if entry["inputs"] is not None and '"rates"' in entry["inputs"]
+        ]
+        entries.sort(key=lambda entry: int(entry["seq"]))
+        first = [entry for entry in entries if entry["kind"] == "lien"]
+        if not first or (kind == "first" and "could not be set aside" in job.said):
+            return self._told(job, kind)
+        if kind != "updated":
+            return _estimated(first[0])
+        changes = [
+            entry
+            for entry in entries
+            if entry["kind"] == "lower"
+            or (entry["kind"] == "raise" and entry["reason"].startswith("update"))
+        ]
+        return _estimated((changes or first)[-1])
+
+    @staticmethod
+    def _told(job: Accepted, kind: str) -> Estimated | None:
+        """From sbatch's words, where that is all there is."""
+        told = re.search(
+            r"could cost up to ([\d,.]+) SU \((\S+), [^)]*?(?:, x (\d+) tasks)?\).*could not be set aside",
+            job.said,
+        )
+        if told is None or kind != "first" or len(job.submission.components) > 1:
+            return None
+        return Estimated(
+            csu=up(Fraction(told[1].replace(",", "")) * 100 / int(told[3] or 1)),
+            tres="",
+            partition=told[2],
+            qos="",
+            limit_min=0,
+            entry={"kind": "told"},
+        )
+
+    def _rule(
+        self, job: Accepted, job_id: int, row: Row, estimated: Estimated, limit: int, kind: str
+    ) -> str:
+        submission = job.submission
+        words = submission.components[0]
+        if len(submission.components) > 1:
+            words = submission.components[job_id - job.job_id]
+        options = dict(word.partition("=")[::2] for word in words)
+        ours, theirs = tres_of(estimated.tres), tres_of(row["AllocTRES"])
+        if kind == "updated" and not self._entry_of_update(estimated):
+            return "the update asked for less"
+        if "," in options.get("--partition", "") and estimated.partition != row["Partition"]:
+            return "another partition than the dearest"
+        if "--time-min" in options and limit < estimated.limit_min:
+            return "Slurm shortened its time"
+        nodes_differ = theirs.get("node", 0) < ours.get("node", 0)
+        if nodes_differ and options.get("--nodes", "1-").count("-"):
+            return "fewer nodes than it could have"
+        facts = self.facts[row["Partition"]]
+        shapes = {
+            (n.cpus, n.sockets, n.threads, n.memory_mib, n.gpus, n.extra) for n in facts.nodes
+        }
+        kinds = {name for name in ours if name.startswith("gres/gpu:") and ours[name]}
+        got = {name for name in theirs if name.startswith("gres/gpu:") and theirs[name]}
+        untyped = not any(kind in value for kind in ("a100", "t4") for value in options.values())
+        if kinds != got and untyped:
+            return "another type of GPU than the dearest"
+        if len(shapes) > 1:
+            return "another kind of node than the dearest"
+        return UNEXPLAINED
+
+    @staticmethod
+    def _entry_of_update(estimated: Estimated) -> bool:
+        return bool(estimated.entry["kind"] != "lien")
+
+    # -- charges --------------------------------------------------------------------------------------------------------
+
+    def charges(self) -> tuple[int, list[str]]:
+        """(runs compared, those that differ)."""
+        plain = plain_charge.charges(self.books.rows, self.books.prices)
+        ours = {
+            (run["job_id"], run["submit_time"]): run
+            for run in self.books.runs
+            if run["state"] == "ended" and run["charge_csu"] is not None
+        }
+        started = {
+            (int(run[0]["JobIDRaw"]), int(run[0]["Submit"])): run
+            for run in plain_charge.runs_of(self.books.rows)
+        }
+        wrong = []
+        for key in sorted(set(plain) | set(ours)):
+            mine = ours[key]["charge_csu"] if key in ours else None
+            expected = plain.get(key)
+            if mine == expected:
+                continue
+            if expected is None and mine == 0:
+                continue  # it never started, by slurmdbd
+            rows = started.get(key, [])
+            told = "; ".join(
+                f"{row['State']} {row['Partition']} {row['QOS']} {row['ElapsedRaw']} s {row['AllocTRES']}"
+                for row in rows
+            )
+            mine_text = "nothing" if mine is None else f"{mine / 100:.2f}"
+            plain_text = "nothing" if expected is None else f"{expected / 100:.2f}"
+            inputs = ours[key]["inputs"] if key in ours else ""
+            wrong.append(
+                f"job {key[0]} submitted {key[1]}: charged {mine_text} SU, by sacct {plain_text} SU ({told}); {inputs}"
+            )
+        return len(set(plain) | set(ours)), wrong
+
+    def oracle(self) -> tuple[int, list[str]]:
+        """Runs of partitions whose price says the same as their TRESBillingWeights: (compared, those that differ).
+
+        Slurm truncates its weighted sum to an integer, so ours is at least that and less than one more.
+        """
+        ours = {
+            (run["job_id"], run["submit_time"]): run
+            for run in self.books.runs
+            if run["state"] == "ended"
+        }
+        count, wrong = 0, []
+        for run in plain_charge.runs_of(self.books.rows):
+            row = run[0]
+            facts = self.facts.get(row["Partition"])
+            key = int(row["JobIDRaw"]), int(row["Submit"])
+            if len(run) > 1 or facts is None or not facts.mirrored or key not in ours:
+                continue
+            state = plain_charge.state_of(row, self.books.prices)
+            multiplier = Fraction(self.books.prices["qos"].get(row["QOS"], "1"))
+            multiplier *= Fraction(self.books.prices["state_factor"].get(state, "1"))
+            count += 1
+            billing, seconds = (
+                tres_of(row["AllocTRES"]).get("billing", Fraction(0)),
+                int(row["ElapsedRaw"]),
+            )
+            low = plain_charge.half_up(billing * seconds * multiplier * 100 / 3600)
+            high = plain_charge.half_up((billing + 1) * seconds * multiplier * 100 / 3600)
+            inputs = json.loads(ours[key]["inputs"])
+            rates = inputs["rates"]
+            hour = per_hour(
+                tres_of(inputs["tres"]), {"cpu": rates} if isinstance(rates, str) else rates
+            )
+            charged = ours[key]["charge_csu"]
+            if not low <= charged <= high or not billing <= hour < billing + 1:
+                wrong.append(
+                    f"job {row['JobID']}: charged {charged / 100:.2f} SU at {float(hour):.4f} SU/h; billing {billing} for"
+                    f" {seconds} s is {low / 100:.2f} SU ({row['AllocTRES']})"
+                )
+        return count, wrong
+
+
+def features(jobs: Iterable[Accepted], compared: Iterable[Comparison]) -> dict[str, dict[str, Any]]:
+    """By name: how many were accepted, ran, were below; share of the runs that are equal (1.0 if none ran)."""
+    found: dict[str, dict[str, Any]] = {
+        name: {"accepted": 0, "runs": 0, "estimate_below": 0, "equal": 0, "rules": Counter()}
+        for name in NAMES
+    }
+    for job in jobs:
+        for name in job.submission.features:
+            found[name]["accepted"] += 1
+    for comparison in compared:
+        if comparison.kind == "updated":
+            continue  # it no longer is what was submitted
+        for name in comparison.job.submission.features:
+            cell = found[name]
+            cell["runs"] += 1
+            cell["estimate_below"] += comparison.below
+            cell["equal"] += comparison.equal
+            if comparison.rule:
+                cell["rules"][comparison.rule] += 1
+    for cell in found.values():
+        equal = cell.pop("equal")
+        cell["estimate_equal_share"] = round(equal / cell["runs"], 4) if cell["runs"] else 1.0
+        cell["rules"] = dict(cell["rules"])
+    return found
