@@ -21,9 +21,8 @@ from slurm_banking.tres import UNTYPED, Tres, gpus_by_type
 #: Of an exclusive job in a partition of several shapes: ways of making up its nodes that are looked at one by one.
 MIXES_MAX = 200
 
-_GPU = re.compile(
-    r"(?:gres[:/])?gpu(?:[:=](?P<kind>[^:=,]*[^:=,\d][^:=,]*))?(?:[:=](?P<count>\d{1,18})(?P<unit>[KkMmGgTtPp]?)[Bb]?)?"
-)
+_COUNT = re.compile(r"(\d{1,18})([KkMmGgTtPp]?)[Bb]?")
+_SEPARATOR = re.compile("[:=]")
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4, "p": 1024**5}
 
 
@@ -106,7 +105,13 @@ def allocations(sub: Submission, partition: Partition) -> List[Tres]:
         return []
     if not partition.shapes:
         return _of_unknown_shapes(job, partition)
-    nodes = [node for shape in partition.shapes if shape.count > 0 for node in (_node(job, shape),) if node]
+    nodes = [
+        node
+        for shape in partition.shapes
+        if shape.count > 0
+        for node in (_node(job, shape),)
+        if node
+    ]
     if not nodes:
         return []
     return _whole_nodes(job, nodes) if job.whole else _shared_nodes(job, nodes)
@@ -207,7 +212,9 @@ def _raise_for_memory(job: _Job, partition: Partition) -> bool:
             job.pn_min_cpus = job.cpus_per_task
         return True
     if not wanted and not job.memory_per_cpu:
-        wanted = max((shape.memory_mb - shape.memory_spec_mb for shape in partition.shapes), default=0)
+        wanted = max(
+            (shape.memory_mb - shape.memory_spec_mb for shape in partition.shapes), default=0
+        )
     if not job.memory_per_cpu and not partition.max_mem_per_cpu:
         return wanted <= limit
     if job.memory_per_cpu:
@@ -255,15 +262,19 @@ def read_gpus(text: str) -> Iterator[Tuple[str, int]]:
     """
     for part in text.split(","):
         found = part.strip()
-        name = re.split("[:=]", found[5:] if found.startswith(("gres:", "gres/")) else found, maxsplit=1)[0]
+        name, *rest = _SEPARATOR.split(found[5:] if found[:5] in ("gres:", "gres/") else found)
         if name != "gpu":
             continue
-        match = _GPU.fullmatch(found)
-        if match is None:
-            raise ValueError(f"{found[:60]!r} is not gpu[:TYPE][:COUNT]")
-        count = 1 if match["count"] is None else int(match["count"]) * _UNITS[match["unit"].lower()]
+        count = 1
+        if rest:
+            match = _COUNT.fullmatch(rest[-1])
+            if match is not None:
+                count = int(match[1]) * _UNITS[match[2].lower()]
+                rest.pop()
+            if len(rest) > 1 or (rest and (not rest[0] or rest[0].startswith("-"))):
+                raise ValueError(f"{found[:60]!r} is not gpu[:TYPE][:COUNT]")
         if count:
-            yield match["kind"] or UNTYPED, count
+            yield rest[0] if rest else UNTYPED, count
 
 
 def _prepare_gpus(job: _Job, sub: Submission, partition: Partition) -> None:
@@ -350,7 +361,7 @@ def _requested(job: _Job, gpu: GpuRequest) -> int:
 
 
 def _apply_gpu_defaults(job: _Job, sub: Submission, partition: Partition) -> None:
-    """DefCpuPerGPU counts unless CPUs per task or per GPU are given, DefMemPerGPU unless any memory is.
+    """DefCpuPerGPU counts unless CPUs per task, or tasks or CPUs per GPU, are given; DefMemPerGPU unless any memory is.
 
     Memory per GPU goes before DefMemPerCPU and DefMemPerNode, not before what the user asks for.
     """
@@ -359,7 +370,8 @@ def _apply_gpu_defaults(job: _Job, sub: Submission, partition: Partition) -> Non
         job.cpus_per_gpu and any(gpu.per_task and not gpu.kind for gpu in job.gpus)
     ):
         default = partition.def_cpus_per_gpu or 0
-        job.cpus_per_gpu = job.cpus_per_gpu or default
+        if not job.ntasks_per_gpu:
+            job.cpus_per_gpu = job.cpus_per_gpu or default
         for gpu in job.gpus:
             job.cpus_per_task = max(job.cpus_per_task, gpu.per_task * default)
     if not sub.memory_mb:
@@ -383,7 +395,9 @@ def _gpus_on(job: _Job, gpu: GpuRequest, count: int, tasks: int, node: _Node) ->
         total = gpu.per_node * count
     elif gpu.per_socket:
         sockets = max(1, node.shape.sockets)
-        used = max(job.sockets_per_node, min(sockets, _ceil_div(tasks * job.cpus_per_task, node.vpus)))
+        used = max(
+            job.sockets_per_node, min(sockets, _ceil_div(tasks * job.cpus_per_task, node.vpus))
+        )
         total = gpu.per_socket * min(sockets, used) * count
     elif gpu.per_task:
         total = gpu.per_task * tasks
@@ -402,8 +416,8 @@ def _of_kind(shape: NodeShape, kind: str) -> int:
 def _node(job: _Job, shape: NodeShape) -> Optional[_Node]:
     """None: the job can never run on nodes of this shape.
 
-    The job gets a node's cores but those specialised by slurm.conf (``--core-spec`` replaces that number). Of a core it uses
-    all threads, or as many as ``--threads-per-core`` (and so ``--hint``) or ``--ntasks-per-core`` leave it.
+    The job gets a node's cores but those specialised by slurm.conf (``--core-spec`` replaces that number, and so does
+    ``--thread-spec`` where each core is one CPU). Of a core it uses all threads, or as many as ``--threads-per-core`` (and so ``--hint``) or ``--ntasks-per-core`` leave it.
     """
     sockets, cores_each = max(1, shape.sockets), max(1, shape.cores)
     tpc = 1 if sockets * cores_each >= shape.cpus else max(1, shape.threads)
@@ -412,7 +426,7 @@ def _node(job: _Job, shape: NodeShape) -> Optional[_Node]:
     node.tpc = tpc
     node.cpus = shape.cpus - shape.core_spec * tpc
     spec = shape.core_spec
-    if job.core_spec is not None and not job.thread_spec:
+    if job.core_spec is not None and (not job.thread_spec or (tpc == 1 and job.core_spec)):
         spec = job.core_spec
     if sockets * cores_each * tpc < shape.cpus:  # no more than the number of CPUs is known
         cores_each = shape.cpus // tpc // sockets
@@ -465,8 +479,12 @@ def _usable_cpus(job: _Job, node: _Node) -> int:
     """
     avail, cpus_per_task = node.avail, job.cpus_per_task
     if job.ntasks_per_core == 1 and cpus_per_task > node.vpus:
-        avail = min(avail, node.cores // _ceil_div(cpus_per_task, node.vpus) * cpus_per_task)
-    if not (job.partition.memory_tracked and job.memory_mb and node.memory_mb) or job.memory_per_gpu_mb:
+        tasks, cores = divmod(node.cores, _ceil_div(cpus_per_task, node.vpus))
+        avail = min(avail, tasks * cpus_per_task + cores * node.vpus)
+    if (
+        not (job.partition.memory_tracked and job.memory_mb and node.memory_mb)
+        or job.memory_per_gpu_mb
+    ):
         return avail
     if not job.memory_per_cpu:
         return avail if job.memory_mb <= node.memory_mb else 0
@@ -538,9 +556,7 @@ def _node_counts(job: _Job, nodes: Sequence[_Node]) -> Optional[Tuple[int, int]]
     nodes until the job's CPUs (and GPUs) are together: few on an idle cluster, but on a busy one each may give as little as
     one task, or one GPU, needs. A job that takes all of its nodes' memory finds them idle.
     """
-    least = job.min_nodes
-    if job.ntasks_per_node and job.num_tasks:
-        least = max(least, _ceil_div(job.num_tasks, job.ntasks_per_node))
+    least = _least_nodes(job)
     there = sum(node.shape.count for node in nodes)
     if job.partition.max_nodes is not None:
         there = min(there, job.partition.max_nodes)
@@ -550,9 +566,9 @@ def _node_counts(job: _Job, nodes: Sequence[_Node]) -> Optional[Tuple[int, int]]
     usable = max(node.usable for node in nodes)
     needed = _needed_cpus(job)
     fewest = max(least, _ceil_div(needed, usable))
-    if fewest > 1 and len(nodes) == 1 and not job.ntasks_per_node and not job.overcommit:
-        fewest = max(fewest, _ceil_div(job.num_tasks, max(1, usable // job.cpus_per_task)))
-    if job.gpus and _ceil_div(needed, max(node.near for node in nodes)) <= min(most, job.max_nodes or most):
+    if job.gpus and _ceil_div(needed, max(node.near for node in nodes)) <= min(
+        most, job.max_nodes or most
+    ):
         fewest = max(fewest, _ceil_div(needed, max(node.near for node in nodes)))
     per_job = max((gpu.per_job for gpu in job.gpus if not gpu.per_node), default=0)
     if per_job:
@@ -573,6 +589,12 @@ def _node_counts(job: _Job, nodes: Sequence[_Node]) -> Optional[Tuple[int, int]]
         spread = _ceil_div(needed, min(_smallest_share(job, node) for node in nodes))
         spread = max(spread, per_job)
     return fewest, max(fewest, min(most, spread))
+
+
+def _least_nodes(job: _Job) -> int:
+    if job.ntasks_per_node and job.num_tasks:
+        return max(job.min_nodes, _ceil_div(job.num_tasks, job.ntasks_per_node))
+    return job.min_nodes
 
 
 def _needed_cpus(job: _Job) -> int:
@@ -717,8 +739,12 @@ def _shared_at(job: _Job, nodes: Sequence[_Node], count: int) -> List[Tres]:
     tasks = _tasks_on(job, count)
     mixed = len(nodes) > 1 and count > 1 and len({node.vpus for node in nodes}) > 1
     cpus = memory_mb = 0
+    there = sum(
+        node.cores * node.tpc * taken
+        for node, taken in _most(nodes, count, {id(node): node.cores * node.tpc for node in nodes})
+    )
     for node in nodes:
-        on_this = _shared_cpus(job, node, count, tasks, mixed)
+        on_this = min(there, _shared_cpus(job, node, count, tasks, mixed))
         cpus = max(cpus, on_this)
         if job.memory_per_cpu and not job.memory_per_gpu_mb and job.partition.memory_tracked:
             memory_mb = max(memory_mb, _counted_cpus(job, node, on_this) * job.memory_mb)
@@ -751,9 +777,7 @@ def _all_memory(nodes: Sequence[_Node], count: int) -> int:
     )
 
 
-def _most(
-    nodes: Sequence[_Node], count: int, worth: Dict[int, int]
-) -> Iterator[Tuple[_Node, int]]:
+def _most(nodes: Sequence[_Node], count: int, worth: Dict[int, int]) -> Iterator[Tuple[_Node, int]]:
     """(node, how many of it), together ``count``, those worth most first."""
     for node in sorted(nodes, key=lambda one: worth[id(one)], reverse=True):
         taken = min(count, node.shape.count)
@@ -777,7 +801,9 @@ def _gpu_choices(
                 chosen.append((gpu.kind, wanted))
                 continue
             for kind in (first, *(kind for kind in kinds if kind != first)):
-                there = count * max(_of_kind(node.shape, kind) if kind else node.shape.gpu_count for node in nodes)
+                there = count * max(
+                    _of_kind(node.shape, kind) if kind else node.shape.gpu_count for node in nodes
+                )
                 taken = min(wanted, there)
                 chosen.append((kind, taken))
                 wanted -= taken
@@ -796,7 +822,7 @@ def _whole_nodes(job: _Job, nodes: Sequence[_Node]) -> List[Tres]:
     if len(nodes) == 1:
         numbers = (fewest,) if fewest == most else (fewest, most)
         return [_sum_of_whole(job, [(nodes[0], count)]) for count in numbers]
-    if job.max_nodes is not None or most == job.min_nodes:
+    if job.max_nodes is not None or most == _least_nodes(job):
         return _dearest_mixes(job, nodes, most)
     return _mixes(job, nodes, most)
 
@@ -807,7 +833,12 @@ def _dearest_mixes(job: _Job, nodes: Sequence[_Node], count: int) -> List[Tres]:
     worths: List[Dict[int, int]] = [
         {id(node): node.cpus for node in nodes},
         {id(node): _whole_memory(job, node) for node in nodes},
-        {id(node): _with_billing(job.partition, node.cpus, _whole_memory(job, node), 1, node.shape.gpus).billing for node in nodes},
+        {
+            id(node): _with_billing(
+                job.partition, node.cpus, _whole_memory(job, node), 1, node.shape.gpus
+            ).billing
+            for node in nodes
+        },
         *({id(node): _of_kind(node.shape, kind) for node in nodes} for kind in kinds),
     ]
     # Lexicographic by two resources at once, so that of nodes alike in one the dearer in the other counts.
@@ -828,16 +859,15 @@ def _dearest_mixes(job: _Job, nodes: Sequence[_Node], count: int) -> List[Tres]:
 
 def _mixes(job: _Job, nodes: Sequence[_Node], most: int) -> List[Tres]:
     """Without ``--nodes``: nodes that together are too few, and one more of any shape. Too many ways: as for a fixed number."""
-    needed = _needed_cpus(job)
-    per_job = max((gpu.per_job for gpu in job.gpus if not gpu.per_node), default=0)
+    needed, least = _needed_cpus(job), _least_nodes(job)
     found: List[Tres] = []
-    for counts in _too_few(job, nodes, most, needed, per_job):
+    for counts in _too_few(job, nodes, most, needed):
         for index, node in enumerate(nodes):
             if counts[index] >= node.shape.count:
                 continue
             mix = [(one, count + (one is node)) for one, count in zip(nodes, counts)]
             enough = sum(one.usable * count for one, count in mix) >= needed
-            if enough and sum(count for _, count in mix) >= job.min_nodes:
+            if enough and sum(count for _, count in mix) >= least:
                 found.append(_sum_of_whole(job, [part for part in mix if part[1]]))
         if len(found) > MIXES_MAX:
             return _dearest_mixes(job, nodes, most)
@@ -845,9 +875,11 @@ def _mixes(job: _Job, nodes: Sequence[_Node], most: int) -> List[Tres]:
 
 
 def _too_few(
-    job: _Job, nodes: Sequence[_Node], most: int, needed: int, per_job: int
+    job: _Job, nodes: Sequence[_Node], most: int, needed: int
 ) -> Iterator[Tuple[int, ...]]:
     """Numbers of nodes of each shape that are not enough for the job, by nodes, CPUs or GPUs."""
+    least = _least_nodes(job)
+    per_job = max((gpu.per_job for gpu in job.gpus if not gpu.per_node), default=0)
     pending: List[Tuple[int, ...]] = [(0,) * len(nodes)]
     seen = set(pending)
     for _ in range(4 * MIXES_MAX):
@@ -860,9 +892,9 @@ def _too_few(
             if more in seen or more[index] > node.shape.count or sum(more) >= most:
                 continue
             seen.add(more)
-            cpus = sum(one.usable * count for one, count in zip(nodes, more))
+            cpus = sum(one.nearest * count for one, count in zip(nodes, more))
             gpus = sum(one.gpus * count for one, count in zip(nodes, more))
-            if cpus < needed or sum(more) < job.min_nodes or gpus < per_job:
+            if cpus < needed or sum(more) < least or gpus < per_job:
                 pending.append(more)
 
 
@@ -904,19 +936,20 @@ def _whole_memory(job: _Job, node: _Node) -> int:
 
 def _of_unknown_shapes(job: _Job, partition: Partition) -> List[Tres]:
     """From the totals: whole nodes are at most all of the partition's CPUs, and nodes as many as the job has tasks."""
-    least = job.min_nodes
-    if job.ntasks_per_node and job.num_tasks:
-        least = max(least, _ceil_div(job.num_tasks, job.ntasks_per_node))
-    per_job = max((gpu.per_job for gpu in job.gpus if not gpu.per_node), default=0)
-    count = max(least, job.max_nodes or max(1, job.num_tasks, job.min_cpus, per_job))
-    if job.max_nodes is None and not job.overcommit and job.num_tasks <= 1 and job.min_cpus <= job.pn_min_cpus:
-        count = max(least, per_job)
+    least = _least_nodes(job)
+    count = job.max_nodes or 0
+    if job.max_nodes is None:
+        count = max((gpu.per_job for gpu in job.gpus if not gpu.per_node), default=0)
+        if job.num_tasks > 1 or job.min_cpus > job.pn_min_cpus:
+            count = max(count, job.num_tasks or job.min_cpus)
+    count = max(least, count)
     if partition.total_nodes:
         count = max(least, min(count, partition.total_nodes))
     tasks = _tasks_on(job, count)
     cpus = max(job.min_cpus, count, tasks * job.cpus_per_task)
     if job.whole:
-        cpus = max(cpus, partition.total_cpus)
+        each = max((shape.cpus for shape in partition.shapes), default=partition.total_cpus)
+        cpus = max(cpus, min(partition.total_cpus, each * count))
     memory_mb = 0
     if partition.memory_tracked:
         if job.memory_per_gpu_mb:
@@ -951,7 +984,9 @@ def _with_billing(
             parts.append(EXACT.multiply(weight, Decimal(sum(count for _, count in gpus))))
         elif name.startswith("gres/gpu:"):
             kind = name[len("gres/gpu:") :]
-            parts.append(EXACT.multiply(weight, Decimal(sum(count for one, count in gpus if one == kind))))
+            parts.append(
+                EXACT.multiply(weight, Decimal(sum(count for one, count in gpus if one == kind)))
+            )
     total = Decimal(0)
     for part in parts:
         total = max(total, part) if partition.billing_max else EXACT.add(total, part)

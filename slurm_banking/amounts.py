@@ -36,9 +36,7 @@ def charge_csu(price_su: Decimal, units: int, seconds: int) -> int:
 
 def share_csu(cost_csu: int, share: Decimal) -> int:
     """A share (0 to 1) of a cost, rounded up: what is set aside where not all of an estimate is."""
-    return int(
-        EXACT.multiply(Decimal(cost_csu), share).to_integral_value(rounding=ROUND_CEILING)
-    )
+    return int(EXACT.multiply(Decimal(cost_csu), share).to_integral_value(rounding=ROUND_CEILING))
 
 
 def to_su(csu: int) -> Decimal:

@@ -138,10 +138,10 @@ def first_tasks(expression: str, count: int) -> Optional[str]:
         return None
     ranges, left, last = [], count, -1
     for piece in spec.ranges:
-        if not left:
-            break
         if piece.start <= last:
             return None  # they overlap: not worth untangling
+        if not left:
+            break
         taken = piece[:left]
         left -= len(taken)
         last = taken[-1]

@@ -47,9 +47,7 @@ def allocated(run: Run) -> Tres:
 def segments(run: Run) -> Tuple[Segment, ...]:
     """Its parts between resizes; of a run that never was resized, the whole."""
     if run.segments:
-        return tuple(
-            Segment(tres=part.tres, seconds=max(0, part.seconds)) for part in run.segments
-        )
+        return tuple(Segment(tres=part.tres, seconds=max(0, part.seconds)) for part in run.segments)
     return (Segment(tres=allocated(run), seconds=max(0, run.elapsed_s)),)
 
 

@@ -848,8 +848,22 @@ class _Checker:
                 self.warnings.append(
                     f"{self.path}: {listed.heading('PartitionPrice')} is empty: every job is {unlisted}"
                 )
+            self._warn_cheap_gpus(listed)
         for before, after in zip(lists, lists[1:]):
             self._warn_left_out(before, after, unlisted)
+
+    def _warn_cheap_gpus(self, listed: _Listed) -> None:
+        """Slurm does not tell the type of a GPU that was not asked for by type: it might be the dearest."""
+        cheap = [
+            name
+            for name, rates in listed.partitions.items()
+            if UNTYPED in rates.gpu and rates.gpu[UNTYPED] < max(rates.gpu.values())
+        ]
+        if cheap:
+            self.warnings.append(
+                f"{self.path}: {listed.heading('PartitionPrice')}: gpu costs less than a type of GPU in {_some(cheap)}: "
+                "any GPU that a job does not ask for by type costs that"
+            )
 
     def _warn_left_out(self, before: _Listed, after: _Listed, unlisted: str) -> None:
         """A dated list is a whole one: what only the list before it has, and that makes a difference, may be forgotten."""

@@ -7,7 +7,7 @@ can cost within its limit. What could be allocated is in allocation.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import List, Optional, Sequence, Tuple
 
@@ -43,7 +43,9 @@ class Hints:
     )
     time_limit: Optional[str] = None  #: the same as sbatch reads it
     tasks: Optional[int] = None  #: how many of an array's tasks fit as they are
-    array: Optional[str] = None  #: an --array= expression of these: the first ones, the throttle kept
+    array: Optional[str] = (
+        None  #: an --array= expression of these: the first ones, the throttle kept
+    )
     partition: Optional[str] = None  #: a partition, of several named, in which it fits as it is
 
 
@@ -165,7 +167,9 @@ def _longest_that_fits(
     least = max(1, sub.time_min_min or 0)
     longest = max(candidate.time_limit_min for candidate in _that_count(candidates, sub))
     edges = {candidate.max_time_min for candidate in candidates if candidate.max_time_min > 0}
-    for high in sorted({longest - 1, *(edge for edge in edges if edge < longest - 1)}, reverse=True):
+    for high in sorted(
+        {longest - 1, *(edge for edge in edges if edge < longest - 1)}, reverse=True
+    ):
         if high < least:
             return None
         limits = (
@@ -225,11 +229,17 @@ def _candidates(
     horizon_min: Optional[int],
     running: Optional[Tres],
 ) -> Tuple[List[_Candidate], List[str]]:
-    """Of every partition that ``sub`` names and that Slurm knows, whether it could run there or not."""
+    """Of every partition that ``sub`` names and that Slurm knows, whether it could run there or not.
+
+    Once Slurm has tried a job in a partition of whole nodes, it gives it whole nodes in the others that it names, too.
+    """
     candidates: List[_Candidate] = []
     warnings: List[str] = []
     # Slurm itself refuses a list with an unknown partition in it, and says so better than a missing price would.
     partitions = [partition for partition in sub.partitions if partition.found] or sub.partitions
+    if len(partitions) > 1 and not sub.exclusive:
+        if any(partition.exclusive for partition in partitions):
+            sub = replace(sub, exclusive=True)
     for partition in partitions:
         price = _price(partition.name, sub.qos, prices, unlisted, warnings)
         time_limit_min = _time_limit(sub, partition, horizon_min)

@@ -18,10 +18,24 @@ def _jobs(count: int, what: str) -> str:
 
 
 def describe(estimate: Estimate) -> str:
-    """``main, 4 CPUs, 01:00:00``; for an array also ``x 100 tasks``."""
-    cpus = f"{estimate.cpus} CPU" + ("" if estimate.cpus == 1 else "s")
-    text = f"{estimate.partition}, {cpus}, {format_time_limit(estimate.time_limit_min)}"
-    return text + (f", x {estimate.tasks} tasks" if estimate.tasks > 1 else "")
+    """``gpu, 8 CPUs, 2 GPUs, 01:00:00``; of memory and nodes only what costs something; for an array ``x 100 tasks``."""
+    tres = estimate.tres
+    priced = estimate.price.get("rates", "")
+    words = [estimate.partition, _count(tres.cpus, "CPU")]
+    if tres.gpus:
+        words.append(_count(tres.gpu_count, "GPU"))
+    if "mem_gb" in priced and tres.memory_mb:
+        words.append(f"{tres.memory_mb / 1024:.4g} GB of memory")
+    if "node" in priced and tres.nodes:
+        words.append(_count(tres.nodes, "node"))
+    words.append(format_time_limit(estimate.time_limit_min))
+    if estimate.tasks > 1:
+        words.append(f"x {estimate.tasks} tasks")
+    return ", ".join(words)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def accepted(

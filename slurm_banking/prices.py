@@ -128,7 +128,7 @@ class Rates:
             for name in ("cpu", "mem_gb", "node", "billing")
             if name in table
         }
-        return cls(gpu=gpu, combine=table.get("combine", "sum"), **plain_ones)  # type: ignore[arg-type]
+        return cls(gpu=gpu, combine=table.get("combine", "sum"), **plain_ones)
 
 
 @dataclass(frozen=True)

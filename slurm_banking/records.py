@@ -72,7 +72,9 @@ class NodeShape:
     memory_mb: int = 0  #: RealMemory
     memory_spec_mb: int = 0  #: MemSpecLimit: never allocated
     core_spec: int = 0  #: CoreSpecCount, cores that jobs do not get
-    gpus: Tuple[Tuple[str, int], ...] = ()  #: (type, count) on each node; type "" where none is given
+    gpus: Tuple[
+        Tuple[str, int], ...
+    ] = ()  #: (type, count) on each node; type "" where none is given
 
     @property
     def gpu_count(self) -> int:
@@ -121,7 +123,9 @@ class Submission:
     user_name: str = ""  #: "": slurmctld does not know the name
     qos: Optional[str] = None
     associated: bool = True
-    room: Optional[int] = None  #: jobs and tasks that slurmctld's table has room for; None: not known
+    room: Optional[int] = (
+        None  #: jobs and tasks that slurmctld's table has room for; None: not known
+    )
     time_limit_min: Optional[int] = None  #: None: the partition's default
     time_min_min: Optional[int] = None
     min_cpus: int = 1

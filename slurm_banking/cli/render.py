@@ -363,7 +363,10 @@ def _told(entry: Answer) -> str:
     if kind == "delivered":
         return f"{job}delivered to the bank: {reason}"
     if kind == "note":
-        return f"{job}{reason} ({plain(entry['actor'])})"
+        told = str(inputs.get("message") or "").splitlines()
+        return "\n    ".join(
+            [f"{job}{reason} ({plain(entry['actor'])})", *(plain_line(line) for line in told)]
+        )
     return f"{kind}: {reason}{_moved(moved)}"
 
 
@@ -396,7 +399,10 @@ def _now(answer: Answer) -> List[str]:
         job = run["job"] + (f", restart {run['restart_count']}" if run["restart_count"] > 0 else "")
         if run["state"] == "running":
             counted = "" if run["counted"] else ", grandfathered: not counted until charged"
-            lines.append(f"Now: {job} runs, {su(run['lien_csu'])} SU set aside{counted}.")
+            aside_csu = max(run["lien_csu"], run["proposed_csu"] or 0)
+            lines.append(f"Now: {job} runs, {su(aside_csu)} SU set aside{counted}.")
+            if run["proposed_csu"] is not None:
+                lines.append("     An update of it is not yet seen in Slurm's queue.")
         else:
             lines.append(
                 f"Charge of {job}: {price.charge(_as_charged(run))} = {su(run['charge_csu'])} SU."

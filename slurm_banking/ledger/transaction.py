@@ -41,6 +41,14 @@ _BEFORE = "before "
 #: How many open updates, liens or deliveries one call hands out at most.
 MAX_ROWS = 100_000
 
+#: The most that one lien or run sets aside, 10,000 times the bank's largest number: sums stay within SQLite's 64 bits,
+#: whatever time limit and array somebody asks for.
+MAX_LIEN_CSU = 10**14
+
+
+def _bounded(per_task_csu: int, tasks: int = 1) -> int:
+    return min(per_task_csu, MAX_LIEN_CSU // max(1, tasks))
+
 
 class Transaction:
     """Made by :meth:`Ledger.transaction`; of no use after that block."""
@@ -266,6 +274,7 @@ class Transaction:
         :raises EntryConflict: the id exists.
         """
         lien_id = lien_id or new_lien_id()
+        per_task_csu = _bounded(per_task_csu, tasks)
         self._insert_lien(
             {
                 "lien_id": lien_id,
@@ -386,7 +395,7 @@ class Transaction:
         self, lien: Lien, *, per_task_csu: int, inputs: Mapping[str, Any], actor: str, reason: str
     ) -> None:
         """An update of a queued job that Slurm has not been seen to make: raises what is set aside, never lowers it."""
-        proposed = max(per_task_csu, lien.proposed_csu or 0)
+        proposed = max(_bounded(per_task_csu, lien.tasks_left), lien.proposed_csu or 0)
         amount = lien.tasks_left * max(lien.per_task_csu, proposed)
         self._run(
             "set_lien_proposal",
@@ -435,6 +444,7 @@ class Transaction:
         ``keep_proposal``: an update that is younger than the sighting stays open.
         """
         proposed = lien.proposed_csu if keep_proposal else None
+        per_task_csu = _bounded(per_task_csu, tasks_left)
         amount = tasks_left * max(per_task_csu, proposed or 0)
         self._run(
             "bind_lien",
@@ -624,6 +634,7 @@ class Transaction:
             token_lien_id=token_lien_id,
         )
         counted = not grandfathered
+        share_csu = _bounded(share_csu)
         if lien is not None:
             lien = self._bound(lien, run)
             share_csu = max(lien.per_task_csu, lien.proposed_csu or 0)
@@ -700,7 +711,7 @@ class Transaction:
         self, run: LedgerRun, *, cost_csu: int, inputs: Mapping[str, Any], actor: str, reason: str
     ) -> None:
         """An update of a running job that Slurm has not been seen to make: raises, never lowers."""
-        proposed = max(cost_csu, run.proposed_csu or 0)
+        proposed = max(_bounded(cost_csu), run.proposed_csu or 0)
         ledger_csu = max(run.lien_csu, proposed) if run.counted else 0
         self._run(
             "set_run_proposal",
@@ -728,6 +739,7 @@ class Transaction:
         reason: str,
     ) -> None:
         """A running job was seen to be like this: its share moves to what is so, and an open update is settled."""
+        lien_csu = _bounded(lien_csu)
         ledger_csu = lien_csu if run.counted else 0
         self._run(
             "reamount_run",

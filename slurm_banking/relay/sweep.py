@@ -1023,9 +1023,10 @@ def _end_from_accounting(
 def _may_restate(existing: LedgerRun, row: Run) -> bool:
     """Whether slurmdbd knows better.
 
-    Of a run that was resized it has every part; one taken for lost was not; one whose start had failed has run since.
+    Of a run that was resized it may have a part that was missed here; but of one that was requeued after a resize it
+    has the end of the next run. One taken for lost was not; one whose start had failed has run since.
     """
-    return bool(row.segments) or (
+    return len(row.segments) > len(existing.inputs.get("segments") or ()) or (
         row.started and (existing.slurm_state == LOST or existing.returned)
     )
 
@@ -1139,18 +1140,16 @@ def _settle_rows(
                 elif existing is not None or _is_ours(config, row, created):
                     wanted.append(row)
     unranked = sorted(
-        {row.job_id for row in wanted if row.restart_count == UNKNOWN_RESTART and row.started}
+        {
+            row.job_id
+            for row in wanted
+            if row.started
+            and (row.restart_count == UNKNOWN_RESTART or row.start_time == row.submit_time)
+        }
     )
     if unranked:
-        ranked = {
-            (run.job_id, run.submit_time): run.restart_count
-            for runs in sacct.read_jobs(unranked).values()
-            for run in runs
-        }
-        wanted = [
-            replace(row, restart_count=ranked.get((row.job_id, row.submit_time), row.restart_count))
-            for row in wanted
-        ]
+        told = sacct.read_jobs(unranked)
+        wanted = list(dict.fromkeys(_whole(row, told.get(row.job_id, ())) for row in wanted))
 
     def settle_one(tx: Transaction, row: Run) -> None:
         open_before = _open_lien_of(tx, row) if not row.started else None
@@ -1161,6 +1160,17 @@ def _settle_rows(
             report.voided += int(after is not None and not after.open)
 
     _write(ledger, wanted, settle_one)
+
+
+def _whole(row: Run, runs: Sequence[Run]) -> Run:
+    """The run that a row of slurmdbd is, with its restart count; or the resized one that it is the last part of."""
+    for run in runs:
+        if run.submit_time == row.submit_time:
+            return replace(row, restart_count=run.restart_count)
+    for run in runs:
+        if run.segments and run.submit_time < row.submit_time and run.end_time == row.end_time:
+            return run
+    return row
 
 
 def _open_lien_of(tx: Transaction, row: Run) -> Optional[str]:

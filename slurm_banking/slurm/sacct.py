@@ -6,8 +6,9 @@ Job names are not asked for: they are the one free text here that users choose. 
 What 22.05's slurmdbd does, as seen on real daemons:
 
 * A requeue makes a new row with the requeue's time as submit time. (job id, submit time) names one run.
-* A resize makes a new row too, with the resize's time as submit time and the run's own start time: recognised by a
-  start before the submit, and put together with the rows before it, so that a run stays one.
+* A resize makes a new row too, with the resize's time as submit time and the run's own start time, or the resize's: put
+  together with the rows before it, so that a run stays one. By itself only the former kind can be told from a run, by its
+  start before the submit; :meth:`Sacct.read_jobs` knows both.
 * A job requeued after it had ended gets its row's end moved to the requeue.
 * A job cancelled while pending has no nodes; its start is None or the cancellation. Of tasks cancelled while they are
   part of a pending array's record there is no row at all.
@@ -270,22 +271,37 @@ def _continues(run: Run) -> bool:
 
 
 def _joined(rows: Sequence[Run]) -> List[Run]:
-    """One job's rows with those of a resized run made one: the last one's figures under the first one's submit time."""
+    """One job's rows with those of a resized run made one: the last one's figures under the first one's submit time.
+
+    A row after a resize was submitted when the one before it ended. It has the run's own start, and counts from then, or
+    that of the resize. A job whose nodes were all given to another (``--dependency=expand``) ends with a row without any.
+    """
     joined: List[Run] = []
     first: Optional[Run] = None
+    last: Optional[Run] = None
     resizes: List[Tuple[Tres, int]] = []
     for run in sorted(rows, key=lambda run: (run.submit_time, run.end_time or 1 << 40)):
-        if first is not None and run.start_time == first.start_time:
-            run = replace(run, submit_time=first.submit_time)
+        if (
+            first is not None
+            and last is not None
+            and (run.start_time == first.start_time or run.submit_time == last.end_time)
+        ):
+            before_s = resizes[-1][1]
+            if not run.started and run.state not in _OPEN_STATES:
+                resizes.pop()
+                run = replace(last, state=run.state, resizing=False, elapsed_s=before_s)
+            elif run.started and run.start_time != first.start_time:
+                run = replace(run, elapsed_s=before_s + run.elapsed_s)
+            run = replace(run, submit_time=first.submit_time, start_time=first.start_time)
         else:
             first, resizes = None, []
         if run.resizing:
-            first = first or run
+            first, last = first or run, run
             resizes.append((allocated(run), run.elapsed_s))
             continue
         if resizes:
             run = replace(run, segments=segments_of(resizes, allocated(run), run.elapsed_s))
-        first, resizes = None, []
+        first, last, resizes = None, None, []
         joined.append(run)
     return joined
 

@@ -11,6 +11,7 @@ which other users cannot read: nobody can name a job so that it reads as another
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import Callable, Mapping, Optional, Tuple
@@ -189,9 +190,16 @@ def _text(value: str) -> str:
     return "" if value in ("(null)", "N/A") else value
 
 
+#: "1.46T": anything between 1.455 and 1.465.
+_ROUNDED = re.compile(r"(mem=\d+\.\d\d)(?=[TP](?:,|\Z))")
+
+
 def _tres(value: str) -> Tres:
-    """squeue rounds memory of a terabyte and more to two places, whatever --noconvert says; sacct does not."""
-    return parse_tres(_text(value))
+    """squeue rounds memory of a terabyte and more to two places, whatever --noconvert says; sacct does not.
+
+    The most that it can be is taken: what is set aside for it must not be less than it costs.
+    """
+    return parse_tres(_ROUNDED.sub(r"\g<1>5", _text(value)))
 
 
 def _number(value: str) -> int:

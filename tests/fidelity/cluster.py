@@ -24,12 +24,12 @@ def _named(prefix: str, count: int, **shape: Any) -> tuple[Node, ...]:
 
 PLAIN = _named("plain", 12, cpus=16, sockets=2, memory_mib=64000)
 HT = _named("ht", 8, cpus=32, sockets=2, threads=2, memory_mib=96000)
-SMALL = _named("small", 4, cpus=8, memory_mib=16000)
-A100 = _named("a100n", 3, cpus=32, sockets=2, memory_mib=128000, gpus=("a100", 4))
-T4 = _named("t4n", 3, cpus=32, sockets=2, threads=2, memory_mib=64000, gpus=("t4", 8))
-WHOLE = _named("whole", 4, cpus=12, sockets=2, memory_mib=48000)
+SMALL = _named("small", 8, cpus=8, memory_mib=16000)
+A100 = _named("a100n", 5, cpus=32, sockets=2, memory_mib=128000, gpus=("a100", 4))
+T4 = _named("t4n", 4, cpus=32, sockets=2, threads=2, memory_mib=64000, gpus=("t4", 8))
+WHOLE = _named("whole", 12, cpus=12, sockets=2, memory_mib=48000)
 SPEC = _named(
-    "spec", 3, cpus=16, sockets=2, memory_mib=32000, extra="CoreSpecCount=2 MemSpecLimit=1024"
+    "spec", 6, cpus=16, sockets=2, memory_mib=32000, extra="CoreSpecCount=2 MemSpecLimit=1024"
 )
 #: One partition whose nodes differ in everything, two of each kind.
 MIXED = (
@@ -92,7 +92,7 @@ PARTITIONS = (
         price={"cpu": "361.7"},
         default=True,
         extra="DefMemPerCPU=500",
-        priority=3,
+        priority=4,
     ),
     Facts(
         name="ht",
@@ -103,14 +103,14 @@ PARTITIONS = (
         extra="DefMemPerCPU=1000",
         weights="CPU=400.5,Mem=12.25G",
         mirrored=True,
-        priority=4,
+        priority=5,
     ),
     Facts(
         name="small",
         nodes=SMALL,
         price={"cpu": "300.5", "mem_gb": "200.25", "combine": "max"},
         extra="DefMemPerCPU=1000 MaxMemPerCPU=2000",
-        priority=2,
+        priority=3,
     ),
     Facts(
         name="gpu",
@@ -238,7 +238,7 @@ class FidelityCluster(BankedCluster):
             slurmctld_debug="info",
             extra_slurm_conf={
                 "SelectTypeParameters": "CR_Core_Memory",
-                "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=6,bf_resolution=60,"
+                "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=2,bf_resolution=60,"
                 "bf_continue,bf_window=5760,default_queue_depth=1000,bf_max_job_test=1000,max_rpc_cnt=0,"
                 "permit_job_expansion,nohold_on_prolog_fail",
                 "AllowSpecResourcesUsage": "YES",

@@ -20,10 +20,18 @@ SUBMITTERS = 6
 ATTENDANTS = 24
 
 #: Records (array tasks) in the queue from which on no more are submitted.
-MOST_LIVE = 32
+MOST_LIVE = 28
 
-#: Seconds after which a job that waits will not start any more: it asks for what its partition does not have.
-PATIENCE_S = 25.0
+#: Seconds after which a job that waits will not start any more, and by Slurm's reason one that cannot.
+PATIENCE_S = 20.0
+HOPELESS_S = 4.0
+HOPELESS = (
+    "BadConstraints",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "PartitionConfig",
+    "NodeDown",
+)
 
 Tell = Callable[[str], None]
 
@@ -56,6 +64,7 @@ class Queue:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="queue", daemon=True)
+        self._hopeless: set[str] = set()
         self.pending_since: dict[str, float] = {}
 
     def __enter__(self) -> Queue:
@@ -80,15 +89,17 @@ class Queue:
         command = ["squeue", "-h", "-a", "-o", "%A|%F|%i|%T|%r|%C"]
         lines = self._cluster.run_as("root", command, check=True).stdout.splitlines()
         states: dict[int, list[tuple[str, str, str]]] = {}
-        waiting = set()
+        waiting, hopeless = set[str](), set[str]()
         for line in lines:
             job, base, shown, state, reason, _ = line.split("|", 5)
             for number in {int(job), int(base)}:
                 states.setdefault(number, []).append((shown, state, reason))
             if state == "PENDING":
                 waiting.add(job)
+                if reason in HOPELESS:
+                    hopeless.add(job)
         with self._changed:
-            self._states, self._read_at = states, begun
+            self._states, self._read_at, self._hopeless = states, begun, hopeless
             for job in waiting:
                 self.pending_since.setdefault(job, begun)
             for job in set(self.pending_since) - waiting:
@@ -99,10 +110,15 @@ class Queue:
         with self._changed:
             return len({record for records in self._states.values() for record in records})
 
-    def stuck(self, patience_s: float) -> list[str]:
+    def stuck(self) -> list[str]:
+        """What has waited for too long."""
         with self._changed:
             now = time.monotonic()
-            return [job for job, since in self.pending_since.items() if now - since > patience_s]
+            return [
+                job
+                for job, since in self.pending_since.items()
+                if now - since > (HOPELESS_S if job in self._hopeless else PATIENCE_S)
+            ]
 
     def wait(self, job: int, wanted: Callable[[set[str]], bool], timeout_s: float) -> bool:
         """Until the job's states, as seen after this call, are as wanted; an ended job has none."""
@@ -189,19 +205,21 @@ class Driver:
                         number += 1
                 elif not pending:
                     time.sleep(0.1)
-                if now - looked > 5:
+                if now - looked > 2:
                     looked = now
-                    for stuck in queue.stuck(PATIENCE_S):
+                    for stuck in queue.stuck():
                         self.cluster.run_as("root", ["scancel", stuck])
                 if now - told > 15:
                     told = now
                     self._look()
+                    wanted = [name for name in self._quotas if self._quotas[name]]
                     least = min(
-                        self.counts, key=lambda name: self.counts[name] / max(1, self._quotas[name])
+                        wanted, key=lambda name: self.counts[name] / self._quotas[name], default=""
                     )
+                    fewest = f"; fewest: {least} {self.counts[least]}" if least else ""
                     self._tell(
                         f"{len(self.accepted)} accepted, {len(self.refused)} refused by sbatch, {queue.live()} in the"
-                        f" queue, {len(self.accepted) / (now - begun):.1f}/s; fewest: {least} {self.counts[least]}"
+                        f" queue, {len(self.accepted) / (now - begun):.1f}/s{fewest}"
                     )
         for user in ("sb-alice", "sb-bob", "sb-carol", "sb-mallory"):
             self.cluster.run_as("root", ["scancel", "-u", user])

@@ -30,7 +30,8 @@ RULES: Mapping[str, str] = {
     "fewer nodes than it could have": "it may have several nodes, and got fewer than the estimate is for",
     "another kind of node than the dearest": "the partition's nodes differ, and it got others than the estimate is for",
     "another type of GPU than the dearest": "no type was asked for, and it got another than the estimate is for",
-    "Slurm shortened its time": "--time-min",
+    "Slurm shortened its time": "--time-min, of it or of another component of its het job",
+    "fewer sockets than it could have": "--gpus-per-socket; its cores are on fewer sockets than the estimate is for",
     "the update asked for less": "lowered only when Slurm is seen to have done it",
 }
 
@@ -205,8 +206,8 @@ class Judge:
 
     def _compare(self, job: Accepted, job_id: int, row: Row, restart: int) -> Comparison:
         kind = "again" if restart else "first"
-        updated = any(update["status"] == 0 for update in job.updates)
-        if not restart and updated and job.submission.fate != "resize":
+        # Slurm may have made a part of an update that it refused.
+        if not restart and job.updates and job.submission.fate != "resize":
             kind = "updated"
         estimated = self._find(job_id, kind, restart, job)
         limit = limit_of(row)
@@ -284,19 +285,29 @@ class Judge:
             return "the update asked for less"
         if "," in options.get("--partition", "") and estimated.partition != row["Partition"]:
             return "another partition than the dearest"
-        if "--time-min" in options and limit < estimated.limit_min:
+        shortened = any(
+            word.startswith("--time-min") for one in submission.components for word in one
+        )
+        if shortened and limit < estimated.limit_min:
             return "Slurm shortened its time"
         nodes_differ = theirs.get("node", 0) < ours.get("node", 0)
         if nodes_differ and options.get("--nodes", "1-").count("-"):
             return "fewer nodes than it could have"
+        fewer_gpus = theirs.get("gres/gpu", 0) < ours.get("gres/gpu", 0)
+        if "--gpus-per-socket" in options and fewer_gpus and not nodes_differ:
+            return "fewer sockets than it could have"
         facts = self.facts[row["Partition"]]
-        shapes = {
-            (n.cpus, n.sockets, n.threads, n.memory_mib, n.gpus, n.extra) for n in facts.nodes
-        }
+        asked = [one for one in ("a100", "t4") if any(one in value for value in options.values())]
+        gpu = any("gpu" in name or "gres" in name for name in options)
+        able = [
+            n
+            for n in facts.nodes
+            if not gpu or (n.gpus is not None and (not asked or n.gpus[0] in asked))
+        ]
+        shapes = {(n.cpus, n.sockets, n.threads, n.memory_mib, n.gpus, n.extra) for n in able}
         kinds = {name for name in ours if name.startswith("gres/gpu:") and ours[name]}
         got = {name for name in theirs if name.startswith("gres/gpu:") and theirs[name]}
-        untyped = not any(kind in value for kind in ("a100", "t4") for value in options.values())
-        if kinds != got and untyped:
+        if kinds != got and not asked:
             return "another type of GPU than the dearest"
         if len(shapes) > 1:
             return "another kind of node than the dearest"
@@ -344,7 +355,8 @@ class Judge:
     def oracle(self) -> tuple[int, list[str]]:
         """Runs of partitions whose price says the same as their TRESBillingWeights: (compared, those that differ).
 
-        Slurm truncates its weighted sum to an integer, so ours is at least that and less than one more.
+        Slurm truncates its weighted sum to an integer, so ours is at least that and less than one more. Only a job's first
+        run: of a requeued job Slurm keeps the billing of the first, whatever the later ones get.
         """
         ours = {
             (run["job_id"], run["submit_time"]): run
@@ -354,6 +366,8 @@ class Judge:
         count, wrong = 0, []
         for run in plain_charge.runs_of(self.books.rows):
             row = run[0]
+            if row is not self._rows[row["JobIDRaw"]][0]:
+                continue
             facts = self.facts.get(row["Partition"])
             key = int(row["JobIDRaw"]), int(row["Submit"])
             if len(run) > 1 or facts is None or not facts.mirrored or key not in ours:

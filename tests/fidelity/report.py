@@ -540,6 +540,3 @@ def _table(result: Mapping[str, Any], found_races: list[races.Round]) -> None:
         f" {result['oracle']['compared']} compared with billing, {result['oracle']['mismatch']} differ;"
         f" {len(found_races)} rounds of races, overdraft {result['overdraft_su']} SU; {result['seconds']} s"
     )
-
-
-__all__ = ["BY_NAME", "Outcome", "Plan", "run"]

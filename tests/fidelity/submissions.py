@@ -77,7 +77,7 @@ def _gpu(c: Component, most: int) -> str:
     c.need(*_GPU_NAMES)
     kinds = _KINDS.get(c.partition or "", ("a100", "t4"))
     # Where there are several types, people say which; where there is one, some do.
-    kind = c.rng.choice(kinds) if len(kinds) == 1 or c.rng.random() < 0.96 else ""
+    kind = c.rng.choice(kinds) if len(kinds) == 1 or c.rng.random() < 0.985 else ""
     if len(kinds) == 1 and c.rng.random() < 0.5:
         kind = ""
     count = c.rng.randint(1, most)
@@ -128,10 +128,12 @@ def default_partition(c: Component) -> None:
 def several_partitions(c: Component) -> None:
     if c.partition or c.het:  # the components of a het job have one each
         return
-    names = c.rng.sample(
-        ["normal", "ht", "light", "wholecpu", "whole", "spec"],
-        c.rng.randint(2, 3),
-    )
+    names = [c.rng.choice(("ht", "whole", "wholecpu"))]
+    others = [
+        name for name in ("normal", "ht", "small", "wholecpu", "whole", "spec") if name not in names
+    ]
+    names += c.rng.sample(others, c.rng.randint(1, 2))
+    c.rng.shuffle(names)
     c.partition = ",".join(names)
 
 
@@ -146,6 +148,7 @@ def partition_limited_time(c: Component) -> None:
 
 
 def time_min(c: Component) -> None:
+    c.need("ht", "ht", "ht", "ht", "long", "whole", "normal")
     minutes = _minutes(c.rng, _limit(c))
     c.put("--time", _time_text(c.rng, minutes))
     c.put("--time-min", max(1, minutes // c.rng.choice((1, 2, 4, 10))))
@@ -218,11 +221,18 @@ def gpus_per_task(c: Component) -> None:
 
 
 def gpus_per_socket(c: Component) -> None:
+    """Mostly with so many tasks on each socket, which tells Slurm how many sockets it takes."""
     c.put("--gpus-per-socket", _gpu(c, 2))
-    c.put("--sockets-per-node", c.rng.randint(1, 2))
-    _on_nodes(c)
-    if c.rng.random() < 0.6:
+    if c.rng.random() < 0.93:
+        each, on = c.rng.randint(1, 3), c.rng.choice((1, 1, 2))
+        c.put("--sockets-per-node", 2)
+        c.put("--ntasks-per-socket", each)
+        c.put("--ntasks", 2 * each * on)
+        c.put("--nodes", on)
+    else:
+        c.put("--sockets-per-node", c.rng.randint(1, 2))
         c.put("--ntasks", c.rng.randint(1, 4))
+        _on_nodes(c)
 
 
 def gres(c: Component) -> None:
@@ -287,7 +297,7 @@ def ntasks_per_gpu(c: Component) -> None:
     if c.rng.random() < 0.5:
         c.put("--gpus", _gpu(c, 4))
     else:
-        c.need(*_GPU_NAMES)
+        c.need("gpumem")  # of one type: none can be named
         c.put("--ntasks", c.rng.randint(1, 6))
     _on_nodes(c)
 
@@ -375,6 +385,9 @@ _TIME = frozenset("default_time partition_limited_time time_min unlimited_time".
 _NODES = frozenset("nodes node_range".split())
 _THREADS = frozenset("threads_per_core hint ntasks_per_core".split())
 
+#: A component of a het job is no array, and stays out of the partitions that others need at once (_HET).
+_NOT_HET = _ARRAYS | _PARTITION
+
 #: Of each, a job has one at most.
 _GROUPS = (_MEM, _ARRAYS, _PARTITION, _TIME, _NODES, _THREADS)
 
@@ -409,18 +422,22 @@ _ADDED_GPU: Sequence[tuple[str, float]] = (
 
 #: Where a job goes that needs no partition of its own; "" is the default.
 _GENERAL = (
-    *("",) * 6,
-    *("normal",) * 4,
-    *("ht",) * 5,
-    *("small",) * 3,
-    *("gpumem",) * 2,
-    *("wholecpu",) * 3,
-    *("long",) * 2,
-    *("light",) * 4,
-    *("spec",) * 3,
-    "gpu",
+    *("",) * 14,
+    *("normal",) * 10,
+    *("ht",) * 10,
+    *("small",) * 8,
+    *("gpumem",) * 4,
+    *("wholecpu",) * 8,
+    *("long",) * 6,
+    *("light",) * 8,
+    *("spec",) * 8,
     "mixed",
 )
+
+
+#: Of het jobs. Only Slurm's backfill starts them, and until then nothing else of their partitions starts at once, which
+#: would let backfill cut the time of others short and send them to cheaper partitions.
+_HET = ("light", "light", "small", "small", "spec", "gpumem", "long")
 
 
 def _fits(name: str, chosen: set[str]) -> bool:
@@ -437,7 +454,7 @@ def _component(rng: random.Random, focus: Sequence[str], added: float, het: bool
     table = [*_ADDED, *(_ADDED_GPU if chosen & _GPU else ())]
     rng.shuffle(table)
     for name, share in table:
-        if rng.random() < share * added and _fits(name, chosen) and not (het and name in _ARRAYS):
+        if rng.random() < share * added and _fits(name, chosen) and not (het and name in _NOT_HET):
             if name == "several_partitions" and (c.partition is not None or chosen & _GPU):
                 continue
             if name == "exclusive_partition" and c.partition is not None:
@@ -445,7 +462,7 @@ def _component(rng: random.Random, focus: Sequence[str], added: float, het: bool
             chosen.add(name)
             FEATURES[name](c)
     if c.partition is None:
-        c.partition = rng.choice(_GENERAL)
+        c.partition = rng.choice(_HET if het else _GENERAL)
     if c.partition == "" and "--time" not in c.options and rng.random() < 0.3:
         c.put("no-time")
     if "no-time" not in c.options:

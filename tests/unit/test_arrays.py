@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_banking.arrays import MAX_EXPRESSION_CHARS, parse_array
+from slurm_banking.arrays import MAX_EXPRESSION_CHARS, MAX_HINT_CHARS, first_tasks, parse_array
 
 
 def naive(pieces: List[Tuple[int, int, int]]) -> Set[int]:
@@ -123,3 +123,37 @@ def test_a_hostile_expression_costs_little(expression: str) -> None:
     except ValueError:
         pass
     assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    ("expression", "count", "text"),
+    [
+        ("1-100", 31, "1-31"),
+        ("1-100%5", 31, "1-31%5"),
+        ("0-15:4%3", 2, "0-4:4%3"),
+        ("0-15:4", 1, "0"),
+        ("5", 1, "5"),
+        ("1,3,5-9", 4, "1,3,5-6"),
+        ("7-9,1-2", 3, "1-2,7"),
+        ("0-3999999", 10, "0-9"),
+        ("1-9:2,2", 2, None),
+        ("1-2", 3, None),
+        ("1-x", 1, None),
+        (",".join(str(3 * n) for n in range(1000)), 900, None),
+    ],
+)
+def test_the_first_tasks_are_written_as_an_expression(
+    expression: str, count: int, text: str
+) -> None:
+    assert first_tasks(expression, count) == text
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.integers(1, 30))
+def test_the_first_tasks_are_the_first(numbers: List[int], count: int) -> None:
+    expression = ",".join(map(str, numbers))
+    found = first_tasks(expression, count)
+    if found is not None:
+        assert list(parse_array(found)) == sorted(set(numbers))[:count]
+        assert len(found) <= MAX_HINT_CHARS
+    else:
+        assert len(set(numbers)) < count or len(expression) > MAX_HINT_CHARS // 3

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""The cost of a submission, by its partitions, limits and tasks. What Slurm could allocate: test_estimate_allocation.py."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from slurm_banking.amounts import lien_csu
+from slurm_banking.amounts import lien_csu, share_csu
+from slurm_banking.arrays import parse_array
 from slurm_banking.charge import charge
 from slurm_banking.estimate import (
     Hints,
@@ -20,23 +23,41 @@ from slurm_banking.estimate import (
     time_that_fits,
     what_would_fit,
 )
-from slurm_banking.prices import PriceList
-from slurm_banking.records import UNLIMITED, Estimate, Partition, QueuedJob, Reason, Run, Submission
+from slurm_banking.prices import PriceList, Rates
+from slurm_banking.records import (
+    UNLIMITED,
+    Estimate,
+    NodeShape,
+    Partition,
+    QueuedJob,
+    Reason,
+    Run,
+    Submission,
+)
+from slurm_banking.tres import Tres
 
 PRICES = PriceList(
-    partition_su={"normal": Decimal(1), "bigmem": Decimal("1.67"), "free": Decimal(0)},
+    partitions={
+        "normal": Rates(cpu=Decimal("1.00")),
+        "bigmem": Rates(cpu=Decimal("1.67")),
+        "gpu": Rates(cpu=Decimal("0.5"), gpu={"a100": Decimal(8), "t4": Decimal(2)}),
+        "nodes": Rates(node=Decimal(20), mem_gb=Decimal("0.25")),
+        "free": Rates(),
+    },
     qos_multiplier={"lowprio": Decimal(0), "fast": Decimal(2)},
+)
+SHAPE = NodeShape(count=10, cpus=8, cores=8, memory_mb=32000)
+GPUS = (
+    NodeShape(count=2, cpus=8, cores=8, memory_mb=32000, gpus=(("a100", 4),)),
+    NodeShape(count=2, cpus=8, cores=8, memory_mb=32000, gpus=(("t4", 4),)),
 )
 
 
-def partition(name: str = "normal", **changes: Any) -> Partition:
-    fields: dict[str, Any] = {
-        "default_time_min": 30,
-        "max_time_min": 600,
-        "node_cpus_max": 8,
-        "node_cpus_min": 8,
-    }
-    fields |= {"total_cpus": 80, "total_nodes": 10}
+def partition(name: str = "normal", *shapes: NodeShape, **changes: Any) -> Partition:
+    fields: dict[str, Any] = {"default_time_min": 30, "max_time_min": 600, "def_mem_mb": 1000}
+    fields |= {"shapes": shapes or (SHAPE,), "def_mem_per_cpu": True}
+    fields["total_cpus"] = sum(shape.count * shape.cpus for shape in fields["shapes"])
+    fields["total_nodes"] = sum(shape.count for shape in fields["shapes"])
     return Partition(name=name, **{**fields, **changes})
 
 
@@ -47,9 +68,9 @@ def submission(*partitions: Partition, **changes: Any) -> Submission:
 
 
 def estimated(
-    sub: Submission, unlisted: str = "refuse", horizon_min: Optional[int] = None
+    sub: Submission, unlisted: str = "refuse", horizon_min: Optional[int] = None, **options: Any
 ) -> Estimate:
-    return estimate(sub, PRICES, unlisted=unlisted, horizon_min=horizon_min)
+    return estimate(sub, PRICES, unlisted=unlisted, horizon_min=horizon_min, **options)
 
 
 def refused(sub: Submission, **changes: Any) -> Unpriceable:
@@ -70,10 +91,12 @@ def test_without_a_limit_the_partitions_default_counts() -> None:
 
 
 def test_without_a_default_the_partitions_largest_counts() -> None:
-    assert (
-        estimated(submission(partition(default_time_min=None), time_limit_min=None)).time_limit_min
-        == 600
-    )
+    without = partition(default_time_min=None)
+    assert estimated(submission(without, time_limit_min=None)).time_limit_min == 600
+
+
+def test_the_limit_counts_not_the_least_acceptable_one() -> None:
+    assert estimated(submission(time_min_min=10)).time_limit_min == 60
 
 
 @pytest.mark.parametrize("asked", [UNLIMITED, 0])
@@ -91,18 +114,56 @@ def test_a_job_without_any_limit_is_refused_or_taken_to_the_horizon() -> None:
     assert refused(by_default).reason is Reason.UNLIMITED_TIME
 
 
-# Prices.
+# Prices and partitions.
 
 
 def test_the_dearest_candidate_counts() -> None:
     found = estimated(submission(partition("normal"), partition("bigmem"), partition("free")))
-    assert (found.partition, found.cost_csu, found.price_su) == ("bigmem", 167, "1.67")
+    assert (found.partition, found.cost_csu) == ("bigmem", 167)
+    assert found.price["rates"] == "1.67"
 
 
 def test_the_dearest_is_found_by_cost_not_by_price() -> None:
     long = partition("normal", default_time_min=600)
     short = partition("bigmem", default_time_min=60)
     assert estimated(submission(long, short, time_limit_min=None)).partition == "normal"
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked"),
+    [
+        ({"max_time_min": 59}, {}),
+        ({"max_nodes": 1}, {"min_nodes": 2, "max_nodes": 2}),
+        ({"max_mem_mb": 500}, {"memory_mb": 501}),
+        ({"shapes": (dataclasses.replace(SHAPE, cpus=4, cores=4),)}, {"cpus_per_task": 5}),
+        ({"shapes": (dataclasses.replace(SHAPE, memory_mb=4000),)}, {"memory_mb": 5000}),
+        ({"total_nodes": 1}, {"min_nodes": 2, "max_nodes": 2}),
+    ],
+)
+def test_a_partition_that_can_never_run_the_job_does_not_count(
+    facts: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    assert estimated(submission(partition("bigmem", **facts), partition(), **asked)).partition == (
+        "normal"
+    )
+    assert estimated(submission(partition("bigmem"), partition(), **asked)).partition == "bigmem"
+
+
+def test_whole_nodes_in_one_partition_are_whole_nodes_in_all_that_the_job_names() -> None:
+    whole = partition("free", exclusive=True, max_time_min=10)
+    found = estimated(submission(partition(), whole))
+    assert (found.partition, found.cpus) == ("normal", 8)
+
+
+def test_a_least_acceptable_time_may_let_the_job_into_a_partition() -> None:
+    short = partition("bigmem", max_time_min=40)
+    assert estimated(submission(short, partition(), time_min_min=30)).partition == "bigmem"
+    assert estimated(submission(short, partition(), time_min_min=50)).partition == "normal"
+
+
+def test_a_job_that_can_run_nowhere_is_slurms_to_refuse_and_costs_what_it_asks_for() -> None:
+    found = estimated(submission(partition("bigmem"), partition(), min_nodes=20, max_nodes=20))
+    assert (found.partition, found.nodes, found.cpus) == ("bigmem", 20, 20)
 
 
 def test_an_unpriced_partition_is_refused_and_named() -> None:
@@ -113,7 +174,7 @@ def test_an_unpriced_partition_is_refused_and_named() -> None:
 
 def test_an_unpriced_partition_may_be_free_with_a_warning() -> None:
     found = estimated(submission(partition("secret")), unlisted="free")
-    assert (found.cost_csu, found.price_su) == (0, "0")
+    assert (found.cost_csu, found.price["rates"]) == (0, "0")
     assert "'secret'" in found.warnings[0]
     assert estimated(submission(partition("secret"), partition()), unlisted="free").cost_csu == 100
 
@@ -128,13 +189,40 @@ def test_the_qos_multiplier_counts() -> None:
     assert estimated(submission(qos="lowprio")).cost_csu == 0
 
 
-def test_the_price_version_and_the_inputs_are_kept() -> None:
-    found = estimated(submission(qos="fast", array_inx="1-4"))
+def test_the_price_and_the_inputs_are_kept() -> None:
+    found = estimated(submission(qos="fast", array_inx="1-4"), lien_share=Decimal("0.5"))
     assert found.price_version == PRICES.version
-    assert found.inputs()["price_su"] == "2" and found.inputs()["tasks"] == 4
+    inputs = found.inputs()
+    assert (inputs["rates"], inputs["qos_multiplier"], inputs["tasks"]) == ("1.00", "2", 4)
+    assert inputs["tres"] == "cpu=1,mem=1000M,node=1,billing=1"
+    assert inputs["lien_share"] == "0.5"
 
 
-# CPUs.
+def test_gpus_memory_and_nodes_cost_what_they_are_priced() -> None:
+    one = {"min_nodes": 1, "max_nodes": 1}
+    gpu = partition("gpu", *GPUS)
+    two = submission(gpu, tres_per_job="gres:gpu:t4:2", **one)
+    assert estimated(two).cost_csu == 450
+    either = submission(gpu, tres_per_job="gres:gpu:2", **one)
+    assert (estimated(either).cost_csu, estimated(either).tres.gpus) == (1650, (("a100", 2),))
+    memory = submission(partition("nodes"), memory_mb=2048, min_nodes=3, max_nodes=3)
+    assert estimated(memory).cost_csu == 3 * 2000 + 3 * 50
+
+
+def test_of_ways_that_cost_the_same_the_likeliest_is_shown() -> None:
+    found = estimated(submission(num_tasks=4, min_cpus=4))
+    assert (found.cost_csu, found.nodes) == (400, 1)
+
+
+def test_a_gpu_request_that_makes_no_sense_is_refused() -> None:
+    problem = refused(submission(partition("gpu", *GPUS), tres_per_job="gres:gpu:a:b:c"))
+    assert problem.reason is Reason.MALFORMED and "gres:gpu:a:b:c" in problem.detail
+
+
+def test_a_running_job_costs_what_it_has() -> None:
+    has = Tres(cpus=12, memory_mb=5, nodes=2)
+    found = estimated(submission(min_cpus=3), running=has)
+    assert (found.tres, found.cost_csu) == (has, 1200)
 
 
 @pytest.mark.parametrize(
@@ -147,65 +235,19 @@ def test_the_price_version_and_the_inputs_are_kept() -> None:
         ({"num_tasks": 4, "cpus_per_task": 3}, 12),
         ({"min_nodes": 3, "max_nodes": 3}, 3),
         ({"min_nodes": 2, "max_nodes": 4}, 4),
-        ({"min_nodes": 2, "max_nodes": 4, "ntasks_per_node": 3}, 12),
         ({"min_nodes": 2, "max_nodes": 2, "ntasks_per_node": 2, "cpus_per_task": 2}, 8),
         ({"num_tasks": 4, "ntasks_per_node": 1}, 4),
+        ({"exclusive": True}, 80),
     ],
 )
-def test_cpus_of_a_shared_job(changes: dict[str, Any], cpus: int) -> None:
-    assert estimated(submission(**changes)).cpus == cpus
+def test_of_a_partition_whose_nodes_are_not_known_the_totals_bound_the_job(
+    changes: dict[str, Any], cpus: int
+) -> None:
+    unknown = dataclasses.replace(partition(), shapes=())
+    assert estimated(submission(unknown, **changes)).cpus == cpus
 
 
-@pytest.mark.parametrize(
-    ("changes", "cpus"),
-    [
-        ({}, 8),
-        ({"min_cpus": 9}, 16),
-        ({"min_nodes": 2, "max_nodes": 4}, 32),
-        ({"num_tasks": 4, "ntasks_per_node": 1}, 32),
-        ({"num_tasks": 6, "cpus_per_task": 3}, 24),
-        ({"min_nodes": 1, "max_nodes": 999}, 80),
-    ],
-)
-def test_an_exclusive_job_gets_whole_nodes(changes: dict[str, Any], cpus: int) -> None:
-    assert estimated(submission(exclusive=True, **changes)).cpus == cpus
-    assert estimated(submission(partition(exclusive=True), **changes)).cpus == cpus
-
-
-def test_core_specialisation_implies_whole_nodes() -> None:
-    assert estimated(submission(core_spec=1)).cpus == 8
-
-
-def test_whole_nodes_of_unknown_size_are_never_one_cpu() -> None:
-    unknown = partition(node_cpus_max=0, node_cpus_min=0, exclusive=True)
-    assert estimated(submission(unknown)).cpus == 80
-
-
-def test_of_nodes_of_several_sizes_the_most_small_and_the_largest_count() -> None:
-    mixed = partition(
-        node_cpus_max=16, node_cpus_min=4, total_cpus=1000, total_nodes=100, exclusive=True
-    )
-    assert estimated(submission(mixed, min_cpus=16)).cpus == 64
-
-
-@pytest.mark.parametrize(
-    ("changes", "cpus"),
-    [
-        ({}, 2),
-        ({"min_cpus": 3}, 4),
-        ({"min_cpus": 4}, 4),
-        ({"num_tasks": 2, "cpus_per_task": 3}, 8),
-        ({"min_nodes": 2, "max_nodes": 2, "num_tasks": 4}, 6),  # as 3 and 1
-        ({"min_nodes": 2, "max_nodes": 2, "ntasks_per_node": 3}, 8),
-        ({"num_tasks": 2, "threads_per_core": 1}, 4),
-        ({"num_tasks": 2, "threads_per_core": 2}, 2),
-    ],
-)
-def test_cpus_are_raised_to_whole_cores(changes: dict[str, Any], cpus: int) -> None:
-    assert estimated(submission(partition(threads_per_core=2), **changes)).cpus == cpus
-
-
-# Arrays.
+# Arrays and shares.
 
 
 def test_an_array_costs_its_tasks_times_one() -> None:
@@ -214,7 +256,7 @@ def test_an_array_costs_its_tasks_times_one() -> None:
 
 
 def test_each_task_of_an_array_is_rounded_up_by_itself() -> None:
-    prices = PriceList(partition_su={"normal": Decimal("0.0001")})
+    prices = PriceList.of_cpus({"normal": Decimal("0.0001")})
     found = estimate(submission(array_inx="1-100"), prices, unlisted="refuse", horizon_min=None)
     assert (found.per_task_csu, found.cost_csu) == (1, 100)
 
@@ -223,38 +265,53 @@ def test_a_malformed_array_is_refused() -> None:
     assert refused(submission(array_inx="1-x")).reason is Reason.MALFORMED
 
 
-def test_the_caller_may_know_the_tasks_and_cpus_better() -> None:
-    found = estimate(
-        submission(array_inx="1-100"), PRICES, unlisted="refuse", horizon_min=None, tasks=7, cpus=5
-    )
-    assert (found.tasks, found.cpus, found.cost_csu) == (7, 5, 3500)
+def test_the_caller_may_know_the_tasks_better() -> None:
+    found = estimated(submission(array_inx="1-100"), tasks=7)
+    assert (found.tasks, found.cost_csu) == (7, 700)
+
+
+def test_a_share_of_the_cost_is_set_aside() -> None:
+    found = estimated(submission(array_inx="1-3"), lien_share=Decimal("0.333"))
+    assert (found.cost_csu, found.per_task_lien_csu, found.lien_csu) == (300, 34, 102)
 
 
 # Properties.
 
-POSITIVE = st.integers(1, 300)
-MAYBE = st.one_of(st.none(), POSITIVE)
-PARTITIONS = st.builds(
-    lambda small, more, nodes, **others: partition(
-        node_cpus_min=small,
-        node_cpus_max=small + more,
-        total_cpus=(small + more) * nodes,
-        total_nodes=nodes,
-        **others,
+SHAPES = st.builds(
+    lambda count, sockets, cores, threads, memory_gb, gpus: NodeShape(
+        count=count,
+        cpus=sockets * cores * threads,
+        sockets=sockets,
+        cores=cores,
+        threads=threads,
+        memory_mb=memory_gb * 1000,
+        gpus=gpus,
     ),
-    small=st.integers(0, 64),
-    more=st.integers(0, 64),
-    nodes=st.integers(0, 50),
-    exclusive=st.booleans(),
-    threads_per_core=st.sampled_from([1, 2, 4]),
-    max_cpus_per_node=st.one_of(st.none(), st.integers(1, 64)),
-    name=st.sampled_from(["normal", "bigmem"]),
+    count=st.integers(1, 12),
+    sockets=st.integers(1, 2),
+    cores=st.integers(1, 32),
+    threads=st.sampled_from([1, 2, 4]),
+    memory_gb=st.integers(1, 256),
+    gpus=st.sampled_from([(), (), (("a100", 4),), (("a100", 2), ("t4", 2))]),
 )
+PARTITIONS = st.builds(
+    lambda name, shapes, **facts: partition(name, *shapes, **facts),
+    name=st.sampled_from(["normal", "bigmem", "gpu", "nodes"]),
+    shapes=st.lists(SHAPES, min_size=1, max_size=3),
+    exclusive=st.booleans(),
+    max_cpus_per_node=st.one_of(st.none(), st.integers(1, 64)),
+    max_time_min=st.one_of(st.just(UNLIMITED), st.integers(1, 10_000)),
+    unit=st.sampled_from(["core", "core", "cpu", "socket"]),
+    max_mem_mb=st.one_of(st.none(), st.integers(500, 4000)),
+    max_mem_per_cpu=st.booleans(),
+)
+MAYBE = st.one_of(st.none(), st.integers(1, 40))
 SUBMISSIONS = st.builds(
     lambda partitions, **others: submission(*partitions, **others),
     partitions=st.lists(PARTITIONS, min_size=1, max_size=3),
     time_limit_min=st.one_of(st.none(), st.integers(1, 10_000)),
-    min_cpus=POSITIVE,
+    time_min_min=st.one_of(st.none(), st.integers(1, 100)),
+    min_cpus=st.integers(1, 300),
     num_tasks=MAYBE,
     cpus_per_task=MAYBE,
     ntasks_per_node=MAYBE,
@@ -262,60 +319,60 @@ SUBMISSIONS = st.builds(
     max_nodes=MAYBE,
     threads_per_core=st.one_of(st.none(), st.sampled_from([1, 2])),
     exclusive=st.booleans(),
+    memory_mb=st.one_of(st.none(), st.integers(0, 40_000)),
+    memory_per_cpu=st.booleans(),
+    tres_per_job=st.sampled_from(["", "", "gres:gpu:2", "gres:gpu:a100:1"]),
     array_inx=st.sampled_from(["", "1-7", "0-15:4%3"]),
 )
 
 
-@pytest.mark.parametrize(
-    "resource",
-    ["time_limit_min", "min_cpus", "num_tasks", "cpus_per_task", "min_nodes", "max_nodes"],
-)
-@given(sub=SUBMISSIONS, more=st.integers(1, 500))
-def test_more_of_anything_never_costs_less(resource: str, sub: Submission, more: int) -> None:
-    asked = getattr(sub, resource)
-    assume(asked is not None)
-    larger = dataclasses.replace(sub, **{resource: asked + more})
-    assert estimated(larger).cost_csu >= estimated(sub).cost_csu
+def priced(sub: Submission, **options: Any) -> Estimate:
+    return estimated(sub, horizon_min=5000, **options)
 
 
 @given(sub=SUBMISSIONS, more=st.integers(1, 500))
-def test_more_tasks_on_a_node_never_cost_less_on_given_nodes(sub: Submission, more: int) -> None:
-    assume(sub.ntasks_per_node is not None and sub.max_nodes is not None)
-    larger = dataclasses.replace(sub, ntasks_per_node=(sub.ntasks_per_node or 0) + more)
-    assert estimated(larger).cost_csu >= estimated(sub).cost_csu
+def test_more_time_never_costs_less_in_one_partition(sub: Submission, more: int) -> None:
+    alone = dataclasses.replace(sub, partitions=sub.partitions[:1])
+    assume(alone.time_limit_min is not None)
+    longer = dataclasses.replace(alone, time_limit_min=(alone.time_limit_min or 0) + more)
+    assert priced(longer).cost_csu >= priced(alone).cost_csu
 
 
 @given(SUBMISSIONS)
-def test_whole_nodes_and_another_candidate_never_cost_less(sub: Submission) -> None:
-    cost = estimated(sub).cost_csu
-    assert estimated(dataclasses.replace(sub, exclusive=True)).cost_csu >= cost
-    assert (
-        estimated(
-            dataclasses.replace(sub, partitions=(*sub.partitions, partition("bigmem")))
-        ).cost_csu
-        >= cost
-    )
+def test_several_partitions_cost_the_most_of_those_that_could_run_the_job(
+    sub: Submission,
+) -> None:
+    if any(one.exclusive for one in sub.partitions):
+        sub = dataclasses.replace(sub, exclusive=True)
+    alone = [priced(dataclasses.replace(sub, partitions=(one,))).cost_csu for one in sub.partitions]
+    assert priced(sub).cost_csu in alone
+    assert priced(sub).cost_csu <= max(alone)
 
 
 @given(SUBMISSIONS)
-def test_what_was_asked_for_is_always_in_the_estimate(sub: Submission) -> None:
-    found = estimated(sub)
-    assert found.cpus >= max(
-        sub.min_cpus, (sub.num_tasks or 0) * (sub.cpus_per_task or 1), sub.min_nodes or 1
-    )
-    assert found.nodes >= (sub.min_nodes or 1)
+def test_the_cost_is_that_of_what_is_shown(sub: Submission) -> None:
+    found = priced(sub)
+    price = PRICES.price(found.partition, found.qos)
+    assert price is not None
     assert found.cost_csu == found.per_task_csu * found.tasks
     assert found.per_task_csu == lien_csu(
-        Decimal(found.price_su), found.cpus, found.time_limit_min * 60
+        price.su_per_hour(found.tres), 1, found.time_limit_min * 60
     )
+    assert found.cpus >= 1 and found.nodes >= 1
 
 
 @given(SUBMISSIONS, st.data())
 def test_no_run_within_its_limits_costs_more_than_its_estimate(
     sub: Submission, data: st.DataObject
 ) -> None:
-    found = estimated(sub)
+    found = priced(sub)
     seconds = data.draw(st.integers(0, found.time_limit_min * 60))
+    tres = Tres(
+        cpus=data.draw(st.integers(1, found.cpus)),
+        memory_mb=data.draw(st.integers(0, found.tres.memory_mb)),
+        nodes=data.draw(st.integers(1, found.nodes)),
+        gpus=tuple((kind, data.draw(st.integers(0, count))) for kind, count in found.tres.gpus),
+    )
     run = Run(
         cluster="c1",
         job_id=1,
@@ -328,7 +385,8 @@ def test_no_run_within_its_limits_costs_more_than_its_estimate(
         start_time=1,
         end_time=1 + seconds,
         elapsed_s=seconds,
-        cpus=data.draw(st.integers(0, found.cpus)),
+        cpus=tres.cpus,
+        tres=tres,
         started=True,
         qos=found.qos,
     )
@@ -340,21 +398,57 @@ def test_no_run_within_its_limits_costs_more_than_its_estimate(
 # What would fit.
 
 
-def hints(sub: Submission, available_csu: int) -> Hints:
-    return what_would_fit(sub, PRICES, available_csu, unlisted="refuse", horizon_min=None)
+def hints(sub: Submission, available_csu: int, **options: Any) -> Hints:
+    return what_would_fit(
+        sub, PRICES, available_csu, unlisted="refuse", horizon_min=5000, **options
+    )
 
 
 def test_a_shorter_limit_is_offered() -> None:
     assert hints(submission(min_cpus=4), 100) == Hints(time_limit_min=15, time_limit="00:15:00")
 
 
-def test_of_an_array_the_tasks_that_fit_are_counted() -> None:
-    found = hints(submission(array_inx="1-100"), 3199)
-    assert (found.tasks, found.time_limit_min) == (31, 18)
+def test_a_shorter_limit_is_offered_for_gpus_too() -> None:
+    four = {"tres_per_node": "gres:gpu:a100:4", "min_cpus": 8, "min_nodes": 1, "max_nodes": 1}
+    job = submission(partition("gpu", *GPUS), **four)
+    assert estimated(job).cost_csu == 3600
+    assert hints(job, 1800).time_limit_min == 30
+
+
+def test_of_an_array_the_tasks_that_fit_are_counted_and_named() -> None:
+    found = hints(submission(array_inx="1-100%5"), 3199)
+    assert (found.tasks, found.array, found.time_limit_min) == (31, "1-31%5", 18)
+
+
+def test_tasks_of_a_record_are_counted_but_not_named() -> None:
+    found = hints(submission(array_inx="1-100"), 3199, tasks=50)
+    assert (found.tasks, found.array) == (31, None)
 
 
 def test_a_partition_that_would_fit_is_named() -> None:
-    assert hints(submission(partition("bigmem"), partition("normal")), 120).partition == "normal"
+    job = submission(partition("bigmem"), partition("normal"))
+    assert hints(job, 120).partition == "normal"
+
+
+def test_a_partition_in_which_the_job_cannot_run_is_not_named() -> None:
+    small = partition("normal", max_time_min=59)
+    job = submission(partition("bigmem"), small, partition("gpu"))
+    assert hints(job, 120).partition == "gpu"
+    assert hints(submission(partition("bigmem"), small), 120).partition is None
+
+
+def test_a_limit_that_lets_a_dearer_partition_in_is_not_offered() -> None:
+    short = partition("bigmem", max_time_min=40)
+    job = submission(partition(), short, time_limit_min=60)
+    assert estimated(job).cost_csu == 100
+    assert hints(job, 99).time_limit_min == 59
+    assert hints(job, 66).time_limit_min == 23  # 40 minutes would be 112 there
+
+
+def test_a_share_is_what_must_fit() -> None:
+    job = submission(min_cpus=4)
+    found = hints(job, 100, lien_share=Decimal("0.5"))
+    assert found.time_limit_min == 30
 
 
 @pytest.mark.parametrize("available_csu", [0, -100, 1])
@@ -366,30 +460,47 @@ def test_a_limit_below_the_least_acceptable_one_is_not_offered() -> None:
     assert hints(submission(min_cpus=4, time_min_min=30), 100).time_limit_min is None
 
 
-@given(SUBMISSIONS, st.integers(1, 10**7))
-def test_an_offered_limit_fits_and_one_minute_more_does_not(
-    sub: Submission, available_csu: int
+SHARES = st.sampled_from([Decimal(1), Decimal("0.5"), Decimal("0.333")])
+
+
+@given(SUBMISSIONS, st.integers(1, 10**6), SHARES)
+def test_what_is_offered_fits_and_one_more_does_not(
+    sub: Submission, available_csu: int, lien_share: Decimal
 ) -> None:
-    assume(estimated(sub).cost_csu > available_csu)
-    found = hints(sub, available_csu)
+    needed = priced(sub, lien_share=lien_share)
+    assume(needed.lien_csu > available_csu)
+    found = hints(sub, available_csu, lien_share=lien_share)
     if found.time_limit_min is not None:
         fits = dataclasses.replace(sub, time_limit_min=found.time_limit_min)
-        assert estimated(fits).cost_csu <= available_csu
+        assert priced(fits, lien_share=lien_share).lien_csu <= available_csu
         longer = dataclasses.replace(sub, time_limit_min=found.time_limit_min + 1)
-        assert estimated(longer).cost_csu > available_csu
+        assert priced(longer, lien_share=lien_share).lien_csu > available_csu
     if found.tasks is not None:
-        per_task_csu = estimated(sub).per_task_csu
-        assert per_task_csu * found.tasks <= available_csu < per_task_csu * (found.tasks + 1)
+        per_task = share_csu(needed.per_task_csu, lien_share)
+        assert per_task * found.tasks <= available_csu < per_task * (found.tasks + 1)
+        assert found.array is not None
+        assert list(parse_array(found.array)) == list(parse_array(sub.array_inx))[: found.tasks]
+        fewer = dataclasses.replace(sub, array_inx=found.array)
+        assert priced(fewer, lien_share=lien_share).lien_csu <= available_csu
+    if found.partition is not None:
+        if any(one.exclusive for one in sub.partitions):
+            sub = dataclasses.replace(sub, exclusive=True)
+        there = tuple(one for one in sub.partitions if one.name == found.partition)
+        costs = [
+            priced(dataclasses.replace(sub, partitions=(one,)), lien_share=lien_share).lien_csu
+            for one in there
+        ]
+        assert min(costs) <= available_csu
 
 
-@given(st.integers(0, 10**9), st.decimals(0, 1000, places=4), st.integers(1, 10**6))
-def test_the_time_that_fits_is_exact(available_csu: int, price_su: Decimal, cpus: int) -> None:
-    minutes = time_that_fits(available_csu, price_su, cpus)
+@given(st.integers(0, 10**9), st.decimals(0, 10**6, places=4))
+def test_the_time_that_fits_is_exact(available_csu: int, su_per_hour: Decimal) -> None:
+    minutes = time_that_fits(available_csu, su_per_hour)
     if minutes is None:
-        assert price_su == 0
+        assert su_per_hour == 0
         return
-    assert lien_csu(price_su, cpus, minutes * 60) <= available_csu
-    assert lien_csu(price_su, cpus, (minutes + 1) * 60) > available_csu
+    assert lien_csu(su_per_hour, 1, minutes * 60) <= available_csu
+    assert lien_csu(su_per_hour, 1, (minutes + 1) * 60) > available_csu
 
 
 @pytest.mark.parametrize(
@@ -411,14 +522,8 @@ def test_limits_are_written_as_slurm_reads_them(minutes: int, text: str) -> None
 
 def queued(**changes: Any) -> QueuedJob:
     fields: dict[str, Any] = {"job_id": 7, "submit_time": 1, "user_id": 1001, "account": "fc_astro"}
-    fields |= {
-        "partition": "normal",
-        "state": "RUNNING",
-        "time_limit_min": 60,
-        "cpus": 4,
-        "nodes": 1,
-    }
-    return QueuedJob(**{**fields, **changes})
+    fields |= {"partition": "normal", "state": "RUNNING", "time_limit_min": 60}
+    return QueuedJob(**{**fields, "cpus": 4, "nodes": 1, **changes})
 
 
 def test_a_queued_job_costs_what_the_queue_shows() -> None:
@@ -429,9 +534,18 @@ def test_a_queued_job_costs_what_the_queue_shows() -> None:
         queued(partition="normal,bigmem"),
         queued(qos="fast"),
         queued(cpus=0, nodes=2),
+        queued(tres=Tres(cpus=6, nodes=1)),
+        queued(partition="gpu", tres=Tres(cpus=2, nodes=1, gpus=(("a100", 1),))),
     ):
         found.append(estimate_queued(job, PRICES, unlisted="refuse", horizon_min=None).cost_csu)
-    assert found == [400, 4000, 668, 800, 200]
+    assert found == [400, 4000, 668, 800, 200, 600, 900]
+
+
+def test_of_a_queued_job_a_share_is_set_aside() -> None:
+    found = estimate_queued(
+        queued(tasks=2), PRICES, unlisted="refuse", horizon_min=None, lien_share=Decimal("0.25")
+    )
+    assert (found.cost_csu, found.lien_csu) == (800, 200)
 
 
 def test_a_queued_job_without_a_limit_needs_the_horizon() -> None:
@@ -443,11 +557,7 @@ def test_a_queued_job_without_a_limit_needs_the_horizon() -> None:
 
 
 def test_a_queued_job_in_an_unpriced_partition_is_refused_or_free() -> None:
+    unpriced = queued(partition="secret")
     with pytest.raises(Unpriceable):
-        estimate_queued(queued(partition="secret"), PRICES, unlisted="refuse", horizon_min=None)
-    assert (
-        estimate_queued(
-            queued(partition="secret"), PRICES, unlisted="free", horizon_min=None
-        ).cost_csu
-        == 0
-    )
+        estimate_queued(unpriced, PRICES, unlisted="refuse", horizon_min=None)
+    assert estimate_queued(unpriced, PRICES, unlisted="free", horizon_min=None).cost_csu == 0

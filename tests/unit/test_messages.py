@@ -38,6 +38,24 @@ def test_a_refused_array_is_told_which_of_its_tasks_would_fit() -> None:
     assert lines[1] == "31 of its 100 tasks would fit: --array=0-30."
 
 
+def test_an_estimate_is_told_with_what_it_costs_and_no_more() -> None:
+    tres = Tres(cpus=8, memory_mb=6400, nodes=2, gpus=(("a100", 1), ("t4", 2)))
+    prices: list[Any] = [
+        "1",
+        {"gpu": "20", "combine": "sum"},
+        {"mem_gb": "1", "node": "2", "combine": "sum"},
+    ]
+    told = [
+        messages.describe(an_estimate(tasks=1, tres=tres, price={"rates": rates}))
+        for rates in prices
+    ]
+    assert told == [
+        "main, 8 CPUs, 3 GPUs, 00:15:00",
+        "main, 8 CPUs, 3 GPUs, 00:15:00",
+        "main, 8 CPUs, 3 GPUs, 6.25 GB of memory, 2 nodes, 00:15:00",
+    ]
+
+
 def test_or_how_many_where_an_expression_cannot_be_given() -> None:
     assert refusal(Hints(tasks=31))[1] == "31 of its 100 tasks would fit."
 
