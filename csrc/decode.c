@@ -559,24 +559,30 @@ static void overlay_layout(const job_desc_msg_t *job_desc, const struct job_deta
 	wanted->threads_per_core = OVERLAY(job_desc->threads_per_core, NO_VAL16, current->threads_per_core);
 }
 
-static void overlay_details(const job_desc_msg_t *job_desc, const struct job_details *details,
-			    banking_submission *wanted)
+/*
+ * As the user asked for it: what slurmctld made of that for one partition (CPUs for memory and GPUs, the partition's default
+ * memory) it makes anew for another.
+ */
+static void overlay_details(const job_desc_msg_t *job_desc, const job_record_t *job_ptr, banking_submission *wanted)
 {
-	wanted->min_cpus = OVERLAY(job_desc->min_cpus, NO_VAL, details->min_cpus);
-	wanted->max_cpus = OVERLAY(job_desc->max_cpus, NO_VAL, details->max_cpus);
+	const struct job_details *details = job_ptr->details;
+	uint64_t memory = (job_ptr->bit_flags & JOB_MEM_SET) ? details->orig_pn_min_memory : NO_VAL64;
+
+	wanted->min_cpus = OVERLAY(job_desc->min_cpus, NO_VAL, details->orig_min_cpus);
+	wanted->max_cpus = OVERLAY(job_desc->max_cpus, NO_VAL, details->orig_max_cpus);
 	wanted->min_nodes = at_least_required_nodes(OVERLAY(job_desc->min_nodes, NO_VAL, details->min_nodes),
 						    job_desc->req_nodes ? job_desc->req_nodes : details->req_nodes);
 	wanted->max_nodes = OVERLAY(job_desc->max_nodes, NO_VAL, UNSET_IF_ZERO(details->max_nodes, NO_VAL));
 	wanted->num_tasks = OVERLAY(job_desc->num_tasks, NO_VAL, UNSET_IF_ZERO(details->num_tasks, NO_VAL));
-	wanted->cpus_per_task = OVERLAY(job_desc->cpus_per_task, NO_VAL16, details->cpus_per_task);
+	wanted->cpus_per_task = OVERLAY(job_desc->cpus_per_task, NO_VAL16, details->orig_cpus_per_task);
 	wanted->ntasks_per_node = OVERLAY(job_desc->ntasks_per_node, NO_VAL16, UNSET_IF_ZERO(details->ntasks_per_node, NO_VAL16));
 	wanted->ntasks_per_tres = OVERLAY(job_desc->ntasks_per_tres, NO_VAL16, UNSET_IF_ZERO(details->ntasks_per_tres, NO_VAL16));
 	wanted->pn_min_cpus = OVERLAY(job_desc->pn_min_cpus, NO_VAL16,
-				      UNSET_IF_ZERO((uint16_t) details->pn_min_cpus, NO_VAL16));
+				      UNSET_IF_ZERO((uint16_t) details->orig_pn_min_cpus, NO_VAL16));
 	wanted->shared = OVERLAY(job_desc->shared, NO_VAL16, sharing_of_record(details));
 	wanted->core_spec = OVERLAY(job_desc->core_spec, NO_VAL16, details->core_spec);
 	wanted->overcommit = OVERLAY(job_desc->overcommit, NO_VAL8, details->overcommit);
-	wanted->pn_min_memory = OVERLAY(job_desc->pn_min_memory, NO_VAL64, details->pn_min_memory);
+	wanted->pn_min_memory = OVERLAY(job_desc->pn_min_memory, NO_VAL64, memory);
 }
 
 /* The record of an array stands for all its tasks that have no record of their own. */
@@ -651,7 +657,7 @@ extern void decode_update(const job_desc_msg_t *job_desc, const job_record_t *jo
 	wanted->pn_min_memory = NO_VAL64;
 	overlay_layout(job_desc, job_ptr->details, wanted);
 	if (job_ptr->details)
-		overlay_details(job_desc, job_ptr->details, wanted);
+		overlay_details(job_desc, job_ptr, wanted);
 	wanted->tres_per_job = OVERLAY(job_desc->tres_per_job, NULL, job_ptr->tres_per_job);
 	wanted->tres_per_node = OVERLAY(job_desc->tres_per_node, NULL, job_ptr->tres_per_node);
 	wanted->tres_per_socket = OVERLAY(job_desc->tres_per_socket, NULL, job_ptr->tres_per_socket);

@@ -857,14 +857,18 @@ class Transaction:
         )
 
     def _open_next(self, ended: LedgerRun, run: Run, actor: str, counted: bool) -> str:
-        """The lien of the run to come of a requeued job."""
+        """The lien of the run to come of a requeued job: Slurm may allocate more to it than to the one that ended."""
+        per_task_csu, inputs = ended.lien_csu, ended.inputs
+        before = None if ended.lien_id is None else self.lien(ended.lien_id)
+        if before is not None and before.per_task_csu > per_task_csu:
+            per_task_csu, inputs = before.per_task_csu, before.inputs
         return self.open_lien(
             account=run.account,
             user_id=run.user_id,
-            per_task_csu=ended.lien_csu,
+            per_task_csu=per_task_csu,
             tasks=1,
             origin="requeue",
-            inputs=ended.inputs,
+            inputs=inputs,
             reason=f"requeued after {run.state.lower()}",
             actor=actor,
             counted=counted,

@@ -47,7 +47,7 @@ def test_nodes_given_back_before_the_end_are_charged_until_then(site: BankedClus
     wait_until(
         lambda: site.bank_jobs()[str(job)]["jobstatus"] == "CANCELLED", 20, "its end at the bank"
     )
-    time.sleep(7)  # the sacct window has come by
+    time.sleep(16)  # the sacct window, which stays ten seconds behind, has come by
     assert runs_of(site, job) == [{**run, **_delivered(site, job)}], "slurmdbd agrees"
 
 

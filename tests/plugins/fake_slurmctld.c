@@ -437,14 +437,17 @@ static void new_job(void)
 	job.qos_ptr = &job_qos;
 	job.assoc_ptr = &associations[0];
 	details.submit_time = 1000;
-	details.min_cpus = 2;
+	details.min_cpus = 4;		/* slurmctld's own, for memory or GPUs; what was asked for is below */
+	details.orig_min_cpus = 2;
 	details.max_cpus = NO_VAL;
 	details.min_nodes = 1;
 	details.num_tasks = 2;
-	details.cpus_per_task = 1;
+	details.cpus_per_task = 3;
+	details.orig_cpus_per_task = 1;
+	details.orig_max_cpus = NO_VAL;
 	details.share_res = NO_VAL8;
 	details.core_spec = NO_VAL16;
-	details.pn_min_memory = 0;
+	details.pn_min_memory = 700;	/* the partition's default */
 }
 
 static void set_job(const char *key, char *value)
@@ -464,6 +467,9 @@ static void set_job(const char *key, char *value)
 	} else if (!strcmp(key, "ntasks_per_socket")) {
 		details.mc_ptr = &layout;
 		layout.ntasks_per_socket = (uint16_t) number;
+	} else if (!strcmp(key, "memory")) {	/* --mem */
+		job.bit_flags |= JOB_MEM_SET;
+		details.orig_pn_min_memory = number;
 	} else if (!strcmp(key, "sockets_per_node")) {
 		details.mc_ptr = &layout;
 		layout.sockets_per_node = (uint16_t) number;

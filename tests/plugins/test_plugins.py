@@ -458,6 +458,16 @@ def test_an_update_is_what_the_job_would_become(layout: Layout) -> None:
     assert (update["job_id"], update["submit_time"], update["task_count"]) == (42, 1000, 1)
 
 
+def test_an_update_starts_from_what_was_asked_for_not_from_what_slurm_made_of_it(
+    layout: Layout,
+) -> None:
+    wanted = updated(layout, "part=normal", "time_limit=90")["wanted"]
+    assert (wanted["min_cpus"], wanted["cpus_per_task"]) == (2, 1)
+    assert wanted["pn_min_memory"] == NO_VAL64, "a default of the partition is made anew"
+    given = updated(layout, "memory=900", "partition=long")["wanted"]
+    assert given["pn_min_memory"] == 900
+
+
 def test_an_update_to_another_account_checks_the_jobs_user(layout: Layout) -> None:
     assert updated(layout, "name=x", "account=bio")["wanted"]["associated"] == 1
     assert (

@@ -229,16 +229,17 @@ class FundsFormula(RuleBasedStateMachine):
                 inputs={},
                 actor="test",
             )
-        if requeue:
+        if requeue:  # it may get all that its lien was for
+            following = share if job.grandfathered else max(share, job.asked_csu)
             self.jobs.append(
                 Truth(
                     job.job_id,
                     job.user_id,
                     self.now,
                     job.restart + 1,
-                    share,
+                    following,
                     "queued",
-                    asked_csu=share,  # fmt: skip
+                    asked_csu=following,  # fmt: skip
                 )
             )
 

@@ -105,6 +105,22 @@ def test_requeued_run_is_charged_and_the_next_runs_lien_is_appended_with_it(ledg
         assert not tx.open_liens()
 
 
+def test_a_requeued_run_that_had_less_than_its_estimate_may_have_all_of_it_the_next_time(
+    ledger: Ledger,
+) -> None:
+    with ledger.transaction() as tx:
+        bound(tx)
+        run, _ = tx.start_run(a_run(), share_csu=100, inputs={}, actor="t")
+        tx.reamount_run(
+            run, lien_csu=30, inputs={}, time_limit_min=60, cpus=1, partition="main", qos=None,
+            actor="t", reason="fewer nodes than it could have",
+        )  # fmt: skip
+        result = end(tx, 20, requeue=True, state="REQUEUED")
+        (following,) = tx.open_liens()
+        assert following.lien_id == result.next_lien_id
+        assert following.per_task_csu == 100
+
+
 def test_a_job_cancelled_while_pending_leaves_nothing(ledger: Ledger) -> None:
     with ledger.transaction() as tx:
         bound(tx)
