@@ -221,17 +221,20 @@ class DeliveryBook:
             self._changed(account)
             return Attempt(number=attempts + 1, look_first=bool(unresolved))
 
-    def done(self, run_id: int, account: str, *, again: bool = False) -> None:
-        """The ledger has the acknowledgement. ``again``: the run changed meanwhile, and goes once more."""
+    def done(self, run_id: int, account: str, seq: int, *, again: bool = False) -> None:
+        """The ledger has the acknowledgement of ``seq``.
+
+        ``again``: the run changed meanwhile, and goes once more; also if something newer was noted since it began
+        (:meth:`superseded`).
+        """
         with self._lock:
             self._landed(run_id, account, unresolved=False)
-            if again:
-                self._sql(
-                    "UPDATE deliveries SET state = 'waiting', attempts = 0, next_try = 0 WHERE run_id = ?",
-                    (run_id,),
-                )
-            else:
-                self._sql("DELETE FROM deliveries WHERE run_id = ?", (run_id,))
+            if not again:
+                self._sql("DELETE FROM deliveries WHERE run_id = ? AND seq = ?", (run_id, seq))
+            self._sql(
+                "UPDATE deliveries SET state = 'waiting', attempts = 0, next_try = 0 WHERE run_id = ?",
+                (run_id,),
+            )
 
     def unanswered(self, run_id: int, account: str, error: str, next_try: float) -> None:
         """Nobody knows whether the bank has it."""
@@ -314,15 +317,18 @@ class DeliveryBook:
                 (next_try, run_id),
             )
 
-    def superseded(self, run_id: int, seq: int, phase: str) -> None:
-        """The run has something newer to deliver: what was parked is tried again."""
+    def superseded(self, run_id: int, seq: int, phase: str) -> bool:
+        """The run has something newer to deliver: what was parked is tried again, what is in flight goes once more.
+
+        False: the book does not have the run (any more); it is to be delivered like any other.
+        """
         with self._lock:
-            self._sql(
+            cursor = self._sql(
                 "UPDATE deliveries SET seq = ?, phase = ?, next_try = CASE state WHEN 'parked' THEN 0 ELSE next_try END, "
-                "state = CASE state WHEN 'parked' THEN 'waiting' ELSE state END "
-                "WHERE run_id = ? AND state != 'in_flight'",
+                "state = CASE state WHEN 'parked' THEN 'waiting' ELSE state END WHERE run_id = ?",
                 (seq, phase, run_id),
             )
+            return cursor.rowcount > 0
 
     def try_again(self, delivery: Delivery) -> None:
         """An operator wants it tried at once, whatever it waited for. What is in flight stays so."""

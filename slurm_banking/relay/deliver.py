@@ -228,8 +228,10 @@ class _Round:
             remembered = known.get(delivery.run.run_id)
             if remembered is None:
                 yield delivery
-            elif remembered.seq != delivery.seq:
-                self._book.superseded(delivery.run.run_id, delivery.seq, delivery.phase)
+            elif remembered.seq != delivery.seq and not self._book.superseded(
+                delivery.run.run_id, delivery.seq, delivery.phase
+            ):
+                yield delivery  # acknowledged since the book was asked
 
     def _again(self, rows: Sequence[Remembered]) -> Iterator[Delivery]:
         """What was put back."""
@@ -337,7 +339,7 @@ class _Round:
             waiting = tx.delivery_of(run.run_id)
         # A start whose run ended meanwhile comes by as a row of its own, further along.
         again = waiting is not None and waiting.seq <= self._book.scanned_seq
-        self._book.done(run.run_id, run.account, again=again)
+        self._book.done(run.run_id, run.account, delivery.seq, again=again)
         self._book.bank_answered()
         with self._lock:
             if delivery.phase == "start":
@@ -386,7 +388,13 @@ class _Round:
                 self._report.healing += 1
         else:
             with self._paced(), self._ledger.transaction() as tx:
-                tx.park(run.run_id, str(error))
+                waiting = tx.delivery_of(run.run_id)
+                newer = waiting is not None and waiting.seq != delivery.seq
+                if not newer:
+                    tx.park(run.run_id, str(error))
+            if newer:  # its end came meanwhile, and is another question
+                self._book.refused(run.run_id, run.account, "waiting", str(error), self._clock())
+                return
             next_try = self._clock() + PARKED_LOOK_S
             self._book.refused(run.run_id, run.account, "parked", str(error), next_try)
             with self._lock:

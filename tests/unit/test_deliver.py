@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -330,6 +331,53 @@ def test_a_run_that_ends_while_its_start_is_delivered_is_ended(desk: Desk) -> No
     desk.deliver()
     assert desk.project.used_csu == 40 == desk.run(1).bank_csu
     assert desk.waiting() == 0
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_end_that_another_worker_passes_while_its_start_is_acknowledged_is_delivered(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    desk.start(1)
+    desk.start(2)
+    ended = threading.Event()
+    start, done, known = desk.bank.start, desk.book.done, desk.book.known
+    looked, acknowledged = threading.Event(), threading.Event()
+
+    def slow_start(run: LedgerRun, amount_csu: int) -> Any:
+        if run.job_id == 2:
+            assert ended.wait(5)
+        return start(run, amount_csu)
+
+    def done_between(run_id: int, *rest: Any, **options: Any) -> None:
+        if ended.is_set():
+            return done(run_id, *rest, **options)
+        desk.end(1)
+        with desk.ledger.transaction(write=False) as tx:
+            delivery = tx.delivery_of(run_id)
+        assert delivery is not None
+        ended.set()
+        if moment == "after":
+            until = time.monotonic() + 5
+            while desk.book.scanned_seq < delivery.seq and time.monotonic() < until:
+                time.sleep(0.001)
+        else:
+            assert looked.wait(5)
+        done(run_id, *rest, **options)
+        acknowledged.set()
+
+    def known_then_done(run_ids: Any) -> Any:
+        found = known(run_ids)
+        if moment == "before" and ended.is_set():
+            looked.set()
+            acknowledged.wait(5)
+        return found
+
+    monkeypatch.setattr(desk.bank, "start", slow_start)
+    monkeypatch.setattr(desk.book, "done", done_between)
+    monkeypatch.setattr(desk.book, "known", known_then_done)
+    desk.deliver(workers=2)
+    desk.deliver(workers=1)
+    assert desk.run(1).end_acked and desk.waiting() == 0
 
 
 def test_a_ledger_that_cannot_be_written_loses_nothing(desk: Desk) -> None:
