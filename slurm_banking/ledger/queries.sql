@@ -201,8 +201,9 @@ INSERT INTO price_lists VALUES (?, ?, ?);
 -- name: prices_at
 SELECT version, tables FROM price_lists WHERE in_force_us <= ? ORDER BY in_force_us DESC LIMIT 1;
 
--- name: same_note
-SELECT seq FROM entries WHERE job_id = ? AND kind = 'note' AND reason = ? AND at_us > ? LIMIT 1;
+-- name: like_notes
+SELECT COUNT(*), COALESCE(SUM(inputs IS :inputs), 0) FROM entries
+	WHERE job_id = :job_id AND kind = 'note' AND reason = :reason AND at_us > :since_us;
 
 -- name: entries_by_job
 SELECT * FROM entries WHERE job_id = :job_id

@@ -41,6 +41,9 @@ _BEFORE = "before "
 #: How many open updates, liens or deliveries one call hands out at most.
 MAX_ROWS = 100_000
 
+#: How many notes about one job for one reason are kept of a minute: whoever tries again and again fills no disk.
+MAX_LIKE_NOTES = 5
+
 #: The most that one lien or run sets aside, 10,000 times the bank's largest number: sums stay within SQLite's 64 bits,
 #: whatever time limit and array somebody asks for.
 MAX_LIEN_CSU = 10**14
@@ -981,9 +984,15 @@ class Transaction:
         inputs: Optional[Mapping[str, Any]] = None,
         within_s: int = 60,
     ) -> bool:
-        """Append a note about a job, unless there is one with this reason that is younger than ``within_s``."""
-        since_us = self.now_us - within_s * 1_000_000
-        if self._run("same_note", (job_id, reason, since_us)).fetchone() is not None:
+        """Append a note about a job, unless it was made within ``within_s``, or :data:`MAX_LIKE_NOTES` for this reason."""
+        wanted = {
+            "job_id": job_id,
+            "reason": reason,
+            "inputs": dump_json(inputs),
+            "since_us": self.now_us - within_s * 1_000_000,
+        }
+        like, same = self._run("like_notes", wanted).fetchone()
+        if same or like >= MAX_LIKE_NOTES:
             return False
         self.append(
             "note",

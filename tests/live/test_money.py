@@ -37,6 +37,7 @@ PRICES: Mapping[str, Rates] = {
     "main": {"cpu": "360"},
     "dear": {"cpu": "720"},
     "mem": {"cpu": "360", "mem_gb": "360", "combine": "max"},
+    "node": {"node": "360"},
     "gpu": {"cpu": "36", "mem_gb": "7.2", "gpu:a100": "3600"},
     "fail": {"cpu": "360"},
     "low": {"cpu": "360"},
@@ -86,6 +87,7 @@ PARTITIONS = (
     Partition(name="main", default=True, nodes=("n1", "n2"), extra=MEMORY),
     Partition(name="dear", nodes=("n1", "n2"), extra=MEMORY),
     Partition(name="mem", nodes=("n1", "n2"), extra=MEMORY),
+    Partition(name="node", nodes=("n1", "n2"), extra=MEMORY),
     Partition(name="gpu", nodes=("g1",), extra=MEMORY),
     Partition(name="fail", nodes=("f1",), extra=MEMORY),
     Partition(name="low", nodes=("p1",), extra=f"{MEMORY} PreemptMode=REQUEUE"),
@@ -356,7 +358,7 @@ UPDATES = (
     ("-n1", "Partition=dear", "Partition=main", 1200),
     ("-n1", "QOS=high", "QOS=normal", 1200),
     ("-n1", "NumTasks=4 NumCPUs=4", "NumTasks=1 NumCPUs=1", 2400),
-    ("-n1", "NumNodes=2", "NumNodes=1 NumCPUs=1", 1200),
+    ("-pnode", "NumNodes=2", "NumNodes=1", 1200),
     ("-pmem --mem=1G", "MinMemoryNode=3072", "MinMemoryNode=1024", 1800),
     (
         "-pgpu --mem=1G --gres=gpu:1",
@@ -412,7 +414,7 @@ def test_an_update_that_lowers_the_cost_frees_it_when_slurm_is_seen_to_have_done
     for job, (_, _, back, cost_csu) in zip(jobs, UPDATES, strict=True):
         wait_until(functools.partial(freed, job), 15, f"{back} to be seen", 0.2)
         lowered = [entry for entry in site.entries(job) if entry["kind"] == "lower"]
-        assert [entry["actor"] for entry in lowered] == ["sweep"], back
+        assert [entry["actor"] for entry in lowered] == ["relay"], back
         assert lowered[0]["amount_csu"] in (600 - cost_csu, 6072 - cost_csu), back
         assert lowered[0]["reason"].startswith("changed in the queue"), back
     site.cancel(*jobs)
@@ -896,7 +898,7 @@ def test_a_run_is_charged_at_the_prices_in_force_when_it_started_whatever_comes_
     site.running(first)
     waiting = site.submit("fc_alpha", ONE, LATER)
     assert site.lien(waiting)["amount_csu"] == 600
-    dated = Dated(int(time.time()) + 8, {**PRICES, "main": {"cpu": "1800"}})
+    dated = Dated(int(time.time()) + 10, {**PRICES, "main": {"cpu": "1800"}})
     site.use_prices({**PRICES, "main": {"cpu": "900"}}, dated)
     second = site.submit("fc_alpha", ONE)
     assert site.running(second)["lien_csu"] == 1500

@@ -604,21 +604,25 @@ def notes(site: Site, job_id: int = 7) -> list[Any]:
         return [entry for entry in tx.entries_by_job(job_id) if entry.kind == "note"]
 
 
-def test_why_an_update_was_refused_is_in_the_ledger_once_a_minute(site: Site) -> None:
+def test_why_an_update_was_refused_is_in_the_ledger_once_and_a_few_times_a_minute(
+    site: Site,
+) -> None:
     verdict = site.engine.submit(a_submission())
     confirm(site)
-    for minutes in (1_000, 2_000, 3_000):
+    for minutes in (1_000, 1_000, 2_000, 2_000, 1_000, 3_000, 4_000, 5_000, 6_000, 7_000):
         update = an_update(time_limit_min=minutes, submit_user_id=0)
         verdict = site.engine.update(update)
         assert verdict.outcome is Outcome.REFUSED
-    (note,) = notes(site)
+    note, *others = notes(site)
+    asked = [other.inputs["time_limit_min"] for other in others]
+    assert asked == [2_000, 3_000, 4_000, 5_000]
     assert (note.reason, note.amount_csu, note.account) == ("update refused: insufficient_funds", 0, "fc_alpha")  # fmt: skip
     assert (note.inputs["estimate_csu"], note.inputs["available_csu"]) == (1_667, 900)
     assert note.inputs["time_limit_min"] == 1_000 and note.inputs["by_user"] == 0
     assert note.inputs["message"].startswith("fc_alpha has 9.00 SU available; ")
     assert note.lien_id == site.liens()[0].lien_id
     site.engine.update(an_update(partitions=(a_partition(name="other"),)))
-    assert [note.reason for note in notes(site)][1:] == ["update refused: unpriced_partition"]
+    assert [note.reason for note in notes(site)][5:] == ["update refused: unpriced_partition"]
     assert notes(site, 8) == []
 
 
