@@ -563,14 +563,24 @@ def _confirm(
 
 
 def _as_handed_out(lien: Lien, jobs: Sequence[QueuedJob]) -> Sequence[QueuedJob]:
-    """Without memory where the lien's estimate has none: Slurm does not hand it out there.
+    """Without memory where the lien's estimate has none: Slurm does not hand it out there. With GPUs, no more than it has.
 
-    squeue shows a waiting job with all memory of its nodes then, and a running one with none.
+    squeue shows a waiting job with all memory of its nodes where memory is not handed out, or is by GPU.
     """
     own = _tres_of(lien.inputs)
-    if not lien.inputs.get("tres") or own.memory_mb:
+    if not lien.inputs.get("tres") or (own.memory_mb and not own.gpus):
         return jobs
-    return [replace(job, tres=replace(job.tres, memory_mb=0)) for job in jobs]
+    return [
+        replace(
+            job,
+            tres=replace(
+                job.tres,
+                memory_mb=min(job.tres.memory_mb, own.memory_mb),
+                billing=min(job.tres.billing, own.billing) if own.gpus else job.tres.billing,
+            ),
+        )
+        for job in jobs
+    ]
 
 
 def _believed_tasks(lien: Lien, tasks: int, state: SweepState) -> int:
@@ -617,7 +627,7 @@ def _asks_more(asked: Tres, estimated: Tres) -> bool:
     return (
         asked.cpus > estimated.cpus
         or asked.nodes > estimated.nodes > 0
-        or asked.memory_mb > estimated.memory_mb > 0
+        or (asked.memory_mb > estimated.memory_mb > 0 and not estimated.gpus)
         or asked.gpu_count > estimated.gpu_count
     )
 

@@ -28,7 +28,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
-from tests.rig.cluster import Cluster, PluginSet, RigError, wait_until
+from tests.rig.cluster import OPERATOR, SLURM_USER, Cluster, PluginSet, RigError, wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD = CHECKOUT / "build"
@@ -400,11 +400,16 @@ class BankedCluster(Cluster):
         return Decimal(str(_find(shown, "usage", "usage_su", "used", "used_su")))
 
     def sacct_costs(self) -> dict[tuple[int, int], Decimal]:
-        """(job id, submit time) → price x AllocCPUS x ElapsedRaw of every run that started and ended, SU."""
+        """(job id, submit time) → price x AllocCPUS x ElapsedRaw of every run that started and ended, SU.
+
+        Without a charge are the system's faults, by default, and what root, SlurmUser or an operator cancelled.
+        """
+        admins = {"0", str(self.uid(SLURM_USER))}
+        admins |= {str(self.uid(user)) for user in self.users if user == OPERATOR}
         result = subprocess.run(
             [
                 "sacct", "-a", "-X", "-D", "-n", "-P", "-S", "now-2days", "-E", "now+1day",
-                "-o", "JobIDRaw,Submit,Start,End,Partition,AllocCPUS,ElapsedRaw,State,NodeList",
+                "-o", "JobIDRaw,Submit,Start,End,UID,Partition,AllocCPUS,ElapsedRaw,State,NodeList",
             ],
             env={**self.env(), "SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},
             capture_output=True,
@@ -415,7 +420,7 @@ class BankedCluster(Cluster):
             raise RigError(f"sacct: {result.stderr.strip()}")
         costs: dict[tuple[int, int], Decimal] = {}
         for line in result.stdout.splitlines():
-            job, submit, start, end, partition, cpus, elapsed, state, nodes = line.split("|")
+            job, submit, start, end, uid, partition, cpus, elapsed, state, nodes = line.split("|")
             if nodes == "None assigned" or not start.isdigit() or not end.isdigit():
                 continue  # never started
             if int(cpus) == 0 or not partition:
@@ -423,6 +428,10 @@ class BankedCluster(Cluster):
             if state.split()[0] in ("RUNNING", "PENDING", "SUSPENDED"):
                 continue
             price = Decimal(self.prices.get(partition, "0"))
+            if state in ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED") or (
+                state.startswith("CANCELLED by ") and state.split()[2] in admins - {uid}
+            ):
+                price = Decimal(0)
             cost = (price * int(cpus) * int(elapsed) / 3600).quantize(
                 Decimal("0.01"), ROUND_HALF_UP
             )

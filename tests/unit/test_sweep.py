@@ -480,6 +480,17 @@ def test_memory_that_slurm_does_not_hand_out_is_not_taken_from_the_queue(site: S
     assert site.lien(token).amount_csu == 18000
 
 
+def test_memory_by_gpu_is_the_estimates_not_all_that_squeue_shows_of_a_waiting_job(
+    site: Site,
+) -> None:
+    with_gpus(site)
+    token = site.submit(80000, inputs=of_gpus(WANTED))
+    site.see(asking(WANTED.replace("1024M", "128000M"), token))
+    assert site.lien(token).state == "confirmed" and site.lien(token).amount_csu == 80000
+    site.see(asking(WANTED.replace("1024M", "128000M"), token))
+    assert site.lien(token).inputs["tres"] == WANTED
+
+
 def test_an_update_of_memory_that_slurm_made_is_the_one_proposed(site: Site) -> None:
     with_gpus(site)
     token = site.submit(80000, inputs=of_gpus(WANTED))
