@@ -390,6 +390,10 @@ class Service:
             self._alarm("config", ["state_dir and socket change when the relay is restarted"])
         else:
             self._alarm("config", [])
+        try:
+            self.bank.parts()  # a token that cannot be used is told at once, not when there is something to deliver
+        except BankUnavailable:
+            pass
         now_s = int(time.time())
         with self.ledger.transaction(write=False) as tx:
             recorded = tx.latest_prices()

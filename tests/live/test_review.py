@@ -6,11 +6,13 @@ slurmdbd's rows of these jobs do not add up to what they used (see docs/limits.m
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import pytest
 
+from slurm_banking.tres import parse_tres
 from tests.rig.banked import BankedCluster
 from tests.rig.cluster import wait_until
 
@@ -40,8 +42,9 @@ def test_nodes_given_back_before_the_end_are_charged_until_then(site: BankedClus
     (note,) = site.ledger_rows(
         "SELECT inputs FROM entries WHERE job_id = ? AND reason = 'resized'", [job]
     )
-    assert note["inputs"].startswith('{"cpus":8,"elapsed_s":')
-    until_s = int(note["inputs"].rstrip("}").rsplit(":", 1)[1])
+    noted = json.loads(note["inputs"])
+    assert parse_tres(noted["tres"]).cpus == 8
+    until_s = noted["elapsed_s"]
     assert run["cpus"] == 4 and 3 <= until_s <= run["elapsed_s"] - 1
     assert run["charge_csu"] == 10 * (8 * until_s + 4 * (run["elapsed_s"] - until_s))
     wait_until(

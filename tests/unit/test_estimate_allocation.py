@@ -131,6 +131,22 @@ def test_gpus_per_node_are_taken_on_each_node_that_the_job_may_be_spread_over() 
     assert most("gpu", **asked, min_nodes=1, max_nodes=1).gpus == (("a100", 2),)
 
 
+def test_cpus_of_a_default_per_gpu_are_all_given_if_the_first_node_has_little_room() -> None:
+    """On an idle cluster the first of two nodes is offered 7 of the 8 CPUs, and the second the last one: 7 in whole tasks."""
+    two_nodes = {"min_nodes": 2, "max_nodes": 2, "tres_per_task": "gres:gpu:1"}
+    assert figures(most("gpu", min_cpus=4, num_tasks=4, **two_nodes)) == (8, 8000, 2, 4)
+    one_task_on_each = {**two_nodes, "min_cpus": 2, "num_tasks": 2}
+    assert figures(most("gpu", **one_task_on_each)) == (4, 4000, 2, 2)
+    odd = dataclasses.replace(PARTITIONS["gputd"], def_cpus_per_gpu=1)
+    assert figures(most(odd, **one_task_on_each, cpus_per_tres="gres:gpu:3")) == (8, 8000, 2, 2)
+
+
+def test_tasks_that_share_few_sockets_on_one_node_may_use_more_of_them_on_several() -> None:
+    per_socket = {"tres_per_socket": "gres:gpu:1", "sockets_per_node": 1, "num_tasks": 4}
+    assert most("gpu", min_cpus=4, min_nodes=2, max_nodes=2, **per_socket).gpu_count == 4
+    assert most("gpu", min_cpus=4, min_nodes=3, max_nodes=3, **per_socket).gpu_count == 6
+
+
 def test_each_node_has_at_least_one_gpu_of_a_job_that_asks_for_fewer() -> None:
     assert most("gpu", min_cpus=3, num_tasks=3, tres_per_job="gres:gpu:1").gpu_count == 3
 
