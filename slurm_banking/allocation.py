@@ -41,7 +41,7 @@ class _Job:
     """A submission as slurmctld sees it in one partition, once defaults and limits are applied."""
 
     __slots__ = (
-        "core_spec", "cores_per_socket", "cpus_per_gpu", "cpus_per_task", "gpus", "max_nodes", "memory_mb", "memory_per_cpu",
+        "core_spec", "cores_per_socket", "cpus_beside_tasks_per_gpu", "cpus_per_gpu", "cpus_per_gpu_asked", "cpus_per_task", "gpus", "max_nodes", "memory_mb", "memory_per_cpu",
         "memory_per_gpu_mb", "min_cpus", "min_nodes", "ntasks_per_core", "ntasks_per_gpu", "ntasks_per_node",
         "ntasks_per_socket", "num_tasks", "one_task_per_core", "overcommit", "partition", "pn_min_cpus", "sockets_per_node",
         "thread_spec", "threads_per_core", "whole",
@@ -49,7 +49,9 @@ class _Job:
 
     core_spec: Optional[int]
     cores_per_socket: int
+    cpus_beside_tasks_per_gpu: int  #: DefCpuPerGPU of a job with --ntasks-per-gpu
     cpus_per_gpu: int
+    cpus_per_gpu_asked: bool  #: not the partition's default
     cpus_per_task: int
     gpus: Sequence[GpuRequest]
     max_nodes: Optional[int]
@@ -161,6 +163,8 @@ def _prepared(sub: Submission, partition: Partition, enforce: bool = True) -> Op
     job.cpus_per_task = max(1, sub.cpus_per_task or 0)
     job.gpus = ()
     job.cpus_per_gpu = job.memory_per_gpu_mb = 0
+    job.cpus_beside_tasks_per_gpu = 0
+    job.cpus_per_gpu_asked = False
     if not num_tasks and ntasks_per_node and sub.min_nodes:
         job.num_tasks = ntasks_per_node * min_nodes
     if (
@@ -361,17 +365,22 @@ def _requested(job: _Job, gpu: GpuRequest) -> int:
 
 
 def _apply_gpu_defaults(job: _Job, sub: Submission, partition: Partition) -> None:
-    """DefCpuPerGPU counts unless CPUs per task, or tasks or CPUs per GPU, are given; DefMemPerGPU unless any memory is.
+    """DefCpuPerGPU counts unless CPUs per task or per GPU are given; DefMemPerGPU unless any memory is.
+
+    With ``--ntasks-per-gpu`` it counts as far as tasks of all GPUs that a node could give have CPUs (:func:`_tasks_on`).
 
     Memory per GPU goes before DefMemPerCPU and DefMemPerNode, not before what the user asks for.
     """
     job.cpus_per_gpu = _amount_per_gpu(sub.cpus_per_tres)
+    job.cpus_per_gpu_asked = bool(job.cpus_per_gpu)
     if sub.cpus_per_task is None and not (
         job.cpus_per_gpu and any(gpu.per_task and not gpu.kind for gpu in job.gpus)
     ):
         default = partition.def_cpus_per_gpu or 0
         if not job.ntasks_per_gpu:
             job.cpus_per_gpu = job.cpus_per_gpu or default
+        elif not job.cpus_per_gpu:
+            job.cpus_beside_tasks_per_gpu = default
         for gpu in job.gpus:
             job.cpus_per_task = max(job.cpus_per_task, gpu.per_task * default)
     if not sub.memory_mb:
@@ -388,18 +397,26 @@ def _amount_per_gpu(text: str) -> int:
 def _gpus_on(job: _Job, gpu: GpuRequest, count: int, tasks: int, node: _Node) -> int:
     """GPUs of one request on ``count`` nodes: by node, else by socket, else by task, else for the job, one on each node at least.
 
-    By socket it is each socket of which the job has a core, and tasks are dealt to sockets in turn: at most as many as it
-    has tasks.
+    By socket it is each socket of which the job has a core, and those of ``--sockets-per-node``: no more of them than it has
+    cores, beside one on each node. By task, ``--ntasks-per-node`` limits a node's tasks, whatever its CPUs would allow;
+    overcommitted, it is the tasks asked for.
     """
     if gpu.per_node:
         total = gpu.per_node * count
     elif gpu.per_socket:
         sockets = max(1, node.shape.sockets)
-        used = max(
-            job.sockets_per_node, min(sockets, _ceil_div(tasks * job.cpus_per_task, node.vpus))
+        cores = _shared_cpus(job, node, count, tasks, True)
+        if job.partition.unit != "cpu":
+            cores //= node.tpc
+        cores = max(count, cores)
+        total = gpu.per_socket * max(
+            min(sockets, job.sockets_per_node) * count, min(sockets * count, cores)
         )
-        total = gpu.per_socket * min(sockets, used) * count
     elif gpu.per_task:
+        if job.overcommit:
+            tasks = max(job.num_tasks, count * max(1, job.ntasks_per_node))
+        elif job.ntasks_per_node:
+            tasks = min(tasks, job.ntasks_per_node * count)
         total = gpu.per_task * tasks
     else:
         total = max(gpu.per_job, count)
@@ -515,11 +532,16 @@ def _gpus_fit(job: _Job, node: _Node) -> bool:
         )
         cpus = job.cpus_per_gpu or job.ntasks_per_gpu * job.cpus_per_task
         if cpus:
-            there = min(there, node.usable // cpus)
+            # CPUs that the job leaves unused (--ntasks-per-core, --hint) count for the GPUs of all sockets together.
+            if max(gpu.per_node, gpu.per_socket, gpu.per_task) > node.usable // cpus:
+                return False
+            there = min(there, max(node.usable, node.cores * node.tpc) // cpus)
         if job.memory_per_gpu_mb and job.partition.memory_tracked and node.memory_mb:
             there = min(there, node.memory_mb // job.memory_per_gpu_mb)
         if there < least:
             return False
+        if cpus:
+            there = max(1, min(there, node.usable // cpus))
         node.gpus = there if node.gpus < 0 else min(node.gpus, there)
         node.near, node.nearest = _near_gpus(job, gpu, node)
     return True
@@ -640,6 +662,13 @@ def _tasks_on(job: _Job, count: int) -> int:
         wanted = wanted or gpu.per_socket * count * max(1, job.sockets_per_node)
         gpu_tasks = max(gpu_tasks, job.ntasks_per_gpu * wanted)
         gpu_cpus += job.cpus_per_gpu * wanted
+        if job.cpus_beside_tasks_per_gpu:
+            on_a_node = gpu.per_node or gpu.per_job or wanted
+            seen = max(on_a_node * job.ntasks_per_gpu, job.num_tasks // job.min_nodes) * each
+            seen = _round_up(
+                seen, max((shape.threads for shape in job.partition.shapes), default=1)
+            )
+            gpu_cpus += min(job.cpus_beside_tasks_per_gpu * wanted, count * seen)
     cpus = max(gpu_tasks, job.min_cpus, count * job.pn_min_cpus, gpu_cpus)
     if job.ntasks_per_node and job.num_tasks == 1 == count:
         return max(1, cpus // each)
@@ -688,16 +717,7 @@ def _half_used(job: _Job, node: _Node, count: int) -> int:
     Where it adds more of them, for a range of nodes or for GPUs, each of these may be left with one CPU. The least CPUs of a node
     (``--mincpus``, what memory raised, those of its GPUs) are left to each, if they are an odd number.
     """
-    least = job.pn_min_cpus
-    if job.cpus_per_gpu:
-        on_a_node = 0
-        for gpu in job.gpus:
-            on_a_node += (
-                gpu.per_node
-                or gpu.per_socket * max(1, job.sockets_per_node)
-                or (gpu.per_task * job.ntasks_per_node if gpu.per_task else 1)
-            )
-        least = max(least, job.cpus_per_gpu * on_a_node)
+    least = max(job.pn_min_cpus, _gpu_cpus_of_a_node(job))
     if least > 1:
         return count if least % 2 else 1
     if job.max_nodes is not None:
@@ -707,17 +727,187 @@ def _half_used(job: _Job, node: _Node, count: int) -> int:
     return 1
 
 
+def _gpu_cpus_of_a_node(job: _Job) -> int:
+    """CPUs of its GPUs that Slurm sees on each of a job's nodes, however few the job needs; of GPUs for the job, those of one."""
+    on_a_node = 0
+    for gpu in job.gpus:
+        on_a_node += (
+            gpu.per_node
+            or gpu.per_socket * max(1, job.sockets_per_node)
+            or (gpu.per_task * job.ntasks_per_node if gpu.per_task else 1)
+        )
+    return job.cpus_per_gpu * on_a_node
+
+
 def _overcommitted_cores(job: _Job, node: _Node, count: int) -> int:
     """One task on each node; and a second one, if there are more, where the first uses half of a core and CPUs are left."""
     if any(gpu.per_task for gpu in job.gpus):
-        return _ceil_div(max(job.num_tasks, count) * job.cpus_per_task, node.vpus) + count
+        tasks = max(job.num_tasks, count)
+        wanted, waste = tasks * job.cpus_per_task, node.vpus - _gcd(job.cpus_per_task, node.vpus)
+        return max(_ceil_div(wanted, node.vpus), (wanted + min(count, tasks) * waste) // node.vpus)
     each = job.cpus_per_task
     alone = _ceil_div(each, node.vpus)
     tasks = job.num_tasks or _tasks_on(job, count)
     second = 0
-    if each < node.tpc and max(job.pn_min_cpus, _needed_cpus(job) - count + 1) >= 2 * each:
+    seen = max(_needed_cpus(job), job.cpus_per_gpu * sum(_requested(job, gpu) for gpu in job.gpus))
+    seen = max(job.pn_min_cpus, _gpu_cpus_of_a_node(job), seen - count + 1)
+    if each < node.tpc and seen >= 2 * each:
         second = min(count, max(0, tasks - count))
     return (count - second) * alone + second * _ceil_div(2 * each, node.vpus)
+
+
+@dataclass(frozen=True)
+class _Dealt:
+    """What a job gets of its nodes, where nothing that runs there can change it."""
+
+    cpus: int
+    gpus: Optional[int]  #: None: no more is known of them than is asked for
+
+
+def _dealt(job: _Job, nodes: Sequence[_Node], count: int) -> Optional[_Dealt]:
+    """Of a job with GPUs whose number of tasks on each node is fixed: one node, one task on each, or ``--ntasks-per-node``.
+
+    Of each node Slurm sees then the cores of these tasks, or of their GPUs, and no others. From node to node it sets aside
+    what the job needs in all, leaving one core for each node that is to follow: the last ones get what is left, be it
+    less than one task. DefCpuPerGPU makes tasks larger, not what the job needs. None: it also depends on what else runs.
+    """
+    if (
+        len(job.gpus) != 1
+        or job.partition.unit != "core"
+        or job.partition.one_task_per_core
+        or job.partition.max_cpus_per_node
+        or job.ntasks_per_gpu
+        or job.ntasks_per_core
+        or job.ntasks_per_socket
+        or any(node.vpus != node.tpc for node in nodes)
+    ):
+        return None
+    if count > 1 and (
+        job.overcommit
+        or job.min_nodes != count
+        or job.max_nodes != count
+        or len({node.vpus for node in nodes}) > 1
+    ):
+        return None
+    tasks = job.ntasks_per_node
+    if not tasks and count == 1 and (job.max_nodes == 1 or job.num_tasks == 1):
+        tasks = job.num_tasks
+    if not tasks and job.num_tasks == count:
+        tasks = 1
+    gpu = job.gpus[0]
+    on_a_node = gpu.per_node or gpu.per_task * tasks
+    if not tasks or gpu.per_socket or (job.cpus_per_gpu and not on_a_node):
+        return None
+    choices = [_dealt_on(job, gpu, node, count, tasks, on_a_node) for node in nodes]
+    found = [choice for choice in choices if choice is not None]
+    if len(found) < len(choices):
+        return None
+    gpus = [choice.gpus for choice in found if choice.gpus is not None]
+    return _Dealt(max(choice.cpus for choice in found), max(gpus) if gpus else None)
+
+
+def _dealt_on(
+    job: _Job, gpu: GpuRequest, node: _Node, count: int, tasks: int, on_a_node: int
+) -> Optional[_Dealt]:
+    each, vpus = job.cpus_per_task, node.vpus
+    least = max(tasks * each, on_a_node * job.cpus_per_gpu)
+    seen = min(_round_up(least, vpus), node.cores * node.tpc)
+    if count > 1 and seen != least:
+        # On a node with little memory left it may be one CPU less, which another node has instead.
+        return None
+    by_node = _gpu_cpus_of_a_node(job)
+    by_gpus = job.cpus_per_gpu * (gpu.per_job or gpu.per_node * count)
+    left = max(job.min_cpus, by_node * job.min_nodes, by_gpus)
+    offered = seen if job.cpus_per_gpu else tasks * each
+    there: List[int] = []
+    for after in reversed(range(count)):
+        most = left - after * vpus
+        if offered > most:
+            taken = max(most, job.pn_min_cpus, by_node)
+            there.append(min(seen, taken))
+        else:
+            taken = offered
+            there.append(seen)
+        if job.cpus_per_gpu_asked and gpu.per_job and taken >= job.cpus_per_gpu:
+            taken = taken // job.cpus_per_gpu * job.cpus_per_gpu
+        left -= taken
+    if job.overcommit and job.num_tasks:
+        wanted = min(sum(there), job.num_tasks)
+    else:
+        wanted = max(
+            count * max(1, job.ntasks_per_node), job.min_cpus, count * job.pn_min_cpus, by_gpus
+        )
+        if each > 1:
+            wanted = job.ntasks_per_node * count or wanted // each
+    # More tasks than these a node takes if it has GPUs for them.
+    found = [
+        _counted(job, gpu, node, _deal(job, there, max(1, wanted), limit, vpus))
+        for limit in ((tasks, None) if gpu.per_task else (None,))
+    ]
+    gpus = max(one for _, one in found)
+    if job.overcommit:  # tasks without a CPU of their own get theirs
+        gpus = max(gpus, min(_of_kind(node.shape, gpu.kind) * count, gpu.per_task * job.num_tasks))
+    return _Dealt(max(cpus for cpus, _ in found), gpus if gpu.per_task else None)
+
+
+def _counted(
+    job: _Job, gpu: GpuRequest, node: _Node, dealt: Sequence[Tuple[int, int]]
+) -> Tuple[int, int]:
+    """(CPUs in whole cores, GPUs by task): no more of these than a node has, or than tasks could stand on its cores."""
+    cpus = gpus = 0
+    for placed, there in dealt:
+        whole = _round_up(there, node.tpc)
+        cpus += whole
+        placed = min(job.ntasks_per_node or placed, whole)
+        gpus += min(_of_kind(node.shape, gpu.kind), gpu.per_task * placed)
+    return cpus, gpus
+
+
+def _deal(
+    job: _Job, there: Sequence[int], tasks: int, limit: Optional[int], vpus: int
+) -> List[Tuple[int, int]]:
+    """(tasks, CPUs) on each node that has ``there`` CPUs: one task on each, then more of them in turn, a core at a time.
+
+    ``limit``: tasks that a node's GPUs allow. Once no node has room, limits count no more, and tasks share the CPUs there are.
+    """
+    each = job.cpus_per_task
+    placed, cpus, left = [0] * len(there), [0] * len(there), tasks
+
+    def add(node: int) -> None:
+        placed[node] += 1
+        cpus[node] = min(there[node], cpus[node] + each)
+
+    def room(node: int) -> bool:
+        return not (
+            there[node] - cpus[node] < each
+            or (limit is not None and placed[node] >= limit)
+            or (job.ntasks_per_node and placed[node] >= job.ntasks_per_node)
+        )
+
+    for node in range(min(left, len(there))):
+        add(node)
+        left -= 1
+    for node in range(len(there)):
+        for _ in range(cpus[node] % vpus // each):
+            if left and room(node):
+                add(node)
+                left -= 1
+    if job.overcommit and not any(gpu.per_task for gpu in job.gpus):
+        return list(zip(placed, cpus))
+    limited = any(cpus[node] < there[node] for node in range(len(there)))
+    while left and not (not limited and cpus == list(there)):
+        more = False
+        for node in range(len(there)):
+            for _ in range(max(1, vpus // each)):
+                if not left or (limited and not room(node)):
+                    break
+                add(node)
+                left -= 1
+                more = more or there[node] - cpus[node] >= each
+        limited = limited and more
+    for node in range(len(there)):  # those that find no CPU are dealt on all the same
+        placed[node] += _ceil_div(left, len(there))
+    return list(zip(placed, cpus))
 
 
 def _shared_nodes(job: _Job, nodes: Sequence[_Node]) -> List[Tres]:
@@ -752,8 +942,13 @@ def _shared_at(job: _Job, nodes: Sequence[_Node], count: int) -> List[Tres]:
         if not job.memory_per_cpu and job.partition.memory_tracked:
             memory_mb = job.memory_mb * count if job.memory_mb else _all_memory(nodes, count)
         return [_with_billing(job.partition, cpus, memory_mb, count, ())]
+    dealt = _dealt(job, nodes, count)
+    if dealt is not None:
+        cpus = dealt.cpus
+        if job.memory_per_cpu and not job.memory_per_gpu_mb and job.partition.memory_tracked:
+            memory_mb = cpus * job.memory_mb
     found = []
-    for gpus in _gpu_choices(job, nodes, count, tasks):
+    for gpus in _gpu_choices(job, nodes, count, tasks, dealt):
         if job.memory_per_gpu_mb and job.partition.memory_tracked:
             memory_mb = job.memory_per_gpu_mb * sum(each for _, each in gpus)
         elif not job.memory_per_cpu and job.partition.memory_tracked:
@@ -788,7 +983,7 @@ def _most(nodes: Sequence[_Node], count: int, worth: Dict[int, int]) -> Iterator
 
 
 def _gpu_choices(
-    job: _Job, nodes: Sequence[_Node], count: int, tasks: int
+    job: _Job, nodes: Sequence[_Node], count: int, tasks: int, dealt: Optional[_Dealt]
 ) -> List[Tuple[Tuple[str, int], ...]]:
     """The GPUs that the job could get, by type. Those of any type: as many as there are of one, for each type in turn."""
     kinds = sorted({kind for node in nodes for kind, _ in node.shape.gpus})
@@ -797,6 +992,8 @@ def _gpu_choices(
         chosen: List[Tuple[str, int]] = []
         for gpu in job.gpus:
             wanted = max(_gpus_on(job, gpu, count, tasks, node) for node in nodes)
+            if dealt is not None and dealt.gpus is not None:
+                wanted = dealt.gpus
             if gpu.kind:
                 chosen.append((gpu.kind, wanted))
                 continue
