@@ -559,6 +559,24 @@ static void overlay_layout(const job_desc_msg_t *job_desc, const struct job_deta
 	wanted->threads_per_core = OVERLAY(job_desc->threads_per_core, NO_VAL16, current->threads_per_core);
 }
 
+/* An update of the number of nodes sees to the CPUs of the tasks, and of each node, overcommitted or not (as Slurm's _update_job). */
+static void cpus_of_more_nodes(const job_desc_msg_t *job_desc, const struct job_details *details,
+			       banking_submission *wanted)
+{
+	uint32_t tasks = OVERLAY(job_desc->num_tasks, NO_VAL, details->num_tasks);
+	uint32_t each = OVERLAY(job_desc->cpus_per_task, NO_VAL16, details->cpus_per_task);
+	uint32_t on_a_node = OVERLAY(job_desc->pn_min_cpus, NO_VAL16, details->pn_min_cpus);
+	uint64_t cpus;
+
+	if ((job_desc->min_nodes == NO_VAL) || (job_desc->min_nodes == INFINITE))
+		return;
+	if (tasks < job_desc->min_nodes)
+		tasks = job_desc->min_nodes;
+	cpus = MAX((uint64_t) tasks * each, (uint64_t) on_a_node * job_desc->min_nodes);
+	if ((wanted->min_cpus == NO_VAL) || (cpus > wanted->min_cpus))
+		wanted->min_cpus = (uint32_t) MIN(cpus, NO_VAL - 1);
+}
+
 /*
  * As the user asked for it: what slurmctld made of that for one partition (CPUs for memory and GPUs, the partition's default
  * memory) it makes anew for another.
@@ -658,6 +676,8 @@ extern void decode_update(const job_desc_msg_t *job_desc, const job_record_t *jo
 	overlay_layout(job_desc, job_ptr->details, wanted);
 	if (job_ptr->details)
 		overlay_details(job_desc, job_ptr, wanted);
+	if (job_ptr->details && IS_JOB_PENDING(job_ptr))
+		cpus_of_more_nodes(job_desc, job_ptr->details, wanted);
 	wanted->tres_per_job = OVERLAY(job_desc->tres_per_job, NULL, job_ptr->tres_per_job);
 	wanted->tres_per_node = OVERLAY(job_desc->tres_per_node, NULL, job_ptr->tres_per_node);
 	wanted->tres_per_socket = OVERLAY(job_desc->tres_per_socket, NULL, job_ptr->tres_per_socket);

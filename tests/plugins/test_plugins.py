@@ -468,6 +468,12 @@ def test_an_update_starts_from_what_was_asked_for_not_from_what_slurm_made_of_it
     assert given["pn_min_memory"] == 900
 
 
+def test_more_nodes_bring_the_cpus_of_all_tasks_along(layout: Layout) -> None:
+    wanted = updated(layout, "part=normal num_tasks=5", "min_nodes=2")["wanted"]
+    assert (wanted["min_nodes"], wanted["min_cpus"]) == (2, 15), "three CPUs for each, by Slurm"
+    assert updated(layout, "part=normal", "min_nodes=9")["wanted"]["min_cpus"] == 27
+
+
 def test_an_update_to_another_account_checks_the_jobs_user(layout: Layout) -> None:
     assert updated(layout, "name=x", "account=bio")["wanted"]["associated"] == 1
     assert (
