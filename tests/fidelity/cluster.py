@@ -22,8 +22,8 @@ def _named(prefix: str, count: int, **shape: Any) -> tuple[Node, ...]:
     return tuple(Node(name=f"{prefix}{number}", **shape) for number in range(1, count + 1))
 
 
-PLAIN = _named("plain", 12, cpus=16, sockets=2, memory_mib=64000)
-HT = _named("ht", 8, cpus=32, sockets=2, threads=2, memory_mib=96000)
+PLAIN = _named("plain", 16, cpus=16, sockets=2, memory_mib=64000)
+HT = _named("ht", 14, cpus=32, sockets=2, threads=2, memory_mib=96000)
 SMALL = _named("small", 8, cpus=8, memory_mib=16000)
 A100 = _named("a100n", 5, cpus=32, sockets=2, memory_mib=128000, gpus=("a100", 4))
 T4 = _named("t4n", 4, cpus=32, sockets=2, threads=2, memory_mib=64000, gpus=("t4", 8))
@@ -59,6 +59,15 @@ class Facts:
     mirrored: bool = False
     priority: int = 1  #: PriorityTier: in a job's list of partitions, Slurm tries the highest first
 
+    @property
+    def max_min(self) -> int | None:
+        """Minutes; None: no limit."""
+        if self.max_time == "UNLIMITED":
+            return None
+        days, _, clock = self.max_time.rpartition("-")
+        hours, minutes, _ = clock.split(":")
+        return int(days or 0) * 1440 + int(hours) * 60 + int(minutes)
+
     def partition(self) -> Partition:
         extra = f"{self.extra} PriorityTier={self.priority}"
         if self.weights:
@@ -84,7 +93,8 @@ class Facts:
         return "{ " + ", ".join(cells) + " }"
 
 
-#: In a list of partitions the dearer one stands in the higher tier, as on most sites.
+#: In a list of partitions the dearer one stands in the higher tier, as on most sites; also with whole nodes, which Slurm gives in
+#: every partition of a list that has an exclusive one in it.
 PARTITIONS = (
     Facts(
         name="normal",
@@ -108,9 +118,9 @@ PARTITIONS = (
     Facts(
         name="small",
         nodes=SMALL,
-        price={"cpu": "300.5", "mem_gb": "200.25", "combine": "max"},
+        price={"cpu": "240.5", "mem_gb": "125.25", "combine": "max"},
         extra="DefMemPerCPU=1000 MaxMemPerCPU=2000",
-        priority=3,
+        priority=2,
     ),
     Facts(
         name="gpu",
@@ -134,7 +144,7 @@ PARTITIONS = (
     Facts(
         name="whole",
         nodes=WHOLE,
-        price={"node": "5000.75"},
+        price={"node": "15000.75"},
         default_time_min=5,
         exclusive=True,
         priority=7,
@@ -142,12 +152,12 @@ PARTITIONS = (
     Facts(
         name="wholecpu",
         nodes=WHOLE,
-        price={"cpu": "290.2"},
+        price={"cpu": "1200.2"},
         default_time_min=None,
         max_time="04:00:00",
         exclusive=True,
         extra="DefMemPerNode=8000",
-        weights="CPU=290.2",
+        weights="CPU=1200.2",
         mirrored=True,
         priority=6,
     ),
@@ -184,7 +194,7 @@ PARTITIONS = (
         extra="DefMemPerCPU=500",
         weights="CPU=250,Mem=9.75G",
         mirrored=True,
-        priority=2,
+        priority=3,
     ),
 )
 BY_NAME: Mapping[str, Facts] = {facts.name: facts for facts in PARTITIONS}
@@ -238,7 +248,7 @@ class FidelityCluster(BankedCluster):
             slurmctld_debug="info",
             extra_slurm_conf={
                 "SelectTypeParameters": "CR_Core_Memory",
-                "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=2,bf_resolution=60,"
+                "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=6,bf_resolution=60,"
                 "bf_continue,bf_window=5760,default_queue_depth=1000,bf_max_job_test=1000,max_rpc_cnt=0,"
                 "permit_job_expansion,nohold_on_prolog_fail",
                 "AllowSpecResourcesUsage": "YES",

@@ -27,11 +27,17 @@ UNEXPLAINED = "unexplained"
 #: Why an estimate may be more than what was allocated. Each is checked on the job, not taken on trust.
 RULES: Mapping[str, str] = {
     "another partition than the dearest": "a list of partitions; it ran in another than the estimate is for",
+    "not whole nodes, which it could have": "a list of partitions, one of them exclusive: it ran in another before"
+    " Slurm had tried that one, from when on Slurm gives it whole nodes everywhere",
     "fewer nodes than it could have": "it may have several nodes, and got fewer than the estimate is for",
     "another kind of node than the dearest": "the partition's nodes differ, and it got others than the estimate is for",
     "another type of GPU than the dearest": "no type was asked for, and it got another than the estimate is for",
     "Slurm shortened its time": "--time-min, of it or of another component of its het job",
     "fewer sockets than it could have": "--gpus-per-socket; its cores are on fewer sockets than the estimate is for",
+    "its tasks stand otherwise on its nodes": "on several nodes; how its tasks are spread decides a few of its CPUs",
+    "Slurm gives added tasks no CPUs": "scontrol update NumTasks=; the job keeps the CPUs that it asked for",
+    "Slurm refused the update": "raised when it was asked for, lowered when Slurm is seen not to have done it",
+    "the ledger was busy": "nothing could be set aside in time; of the estimate only the sum is known, from what the user was told",
     "the update asked for less": "lowered only when Slurm is seen to have done it",
 }
 
@@ -127,9 +133,12 @@ def cost_csu(tres: str, price: Mapping[str, str], multiplier: str, minutes: int)
 YEAR_MIN = 365 * 24 * 60
 
 
-def limit_of(row: Row) -> int:
+def limit_of(row: Row, facts: Facts) -> int:
+    """Minutes; "Partition_Limit" is what slurmdbd has of a job without a limit whose start was never reported."""
     text = row["TimelimitRaw"]
-    if text in ("UNLIMITED", "Partition_Limit", "", str(YEAR_MIN)):
+    if text == "Partition_Limit":
+        return facts.max_min or UNLIMITED_MIN
+    if text in ("UNLIMITED", "", str(YEAR_MIN)):
         return UNLIMITED_MIN
     return int(text)
 
@@ -143,6 +152,8 @@ class Books:
     entries: Sequence[Mapping[str, Any]]
     runs: Sequence[Mapping[str, Any]]
     prices: Mapping[str, Any]
+    scontrol: str = ""  #: a line for each job
+    slurmctld_log: str = ""
 
 
 def _estimated(entry: Mapping[str, Any]) -> Estimated:
@@ -160,6 +171,12 @@ def _estimated(entry: Mapping[str, Any]) -> Estimated:
     )
 
 
+def _told_of(partition: str, csu: int) -> Estimated:
+    return Estimated(
+        csu=csu, tres="", partition=partition, qos="", limit_min=0, entry={"kind": "told"}
+    )
+
+
 class Judge:
     def __init__(self, books: Books, facts: Mapping[str, Facts] = BY_NAME) -> None:
         self.books = books
@@ -172,6 +189,23 @@ class Judge:
         for entry in books.entries:
             if entry["lien_id"] is not None:
                 self._entries.setdefault(entry["lien_id"], []).append(entry)
+        # A run that began and ended unseen, while the ledger was busy, has its lien by the token alone.
+        by_id = {lien["lien_id"]: lien for lien in books.liens}
+        tokens = re.findall(
+            r"^JobId=(\d+) .*? AdminComment=slurm_banking=([0-9a-f]+):", books.scontrol, re.M
+        )
+        for job, lien_id in tokens:
+            lien = by_id.get(lien_id)
+            if lien is not None and lien["job_id"] is None:
+                self._liens.setdefault(int(job), []).append(lien)
+        #: What an update was estimated at that could not be set aside, since the ledger was busy.
+        self._undecided_updates = {
+            int(job): (partition, su)
+            for job, partition, su in re.findall(
+                r"update_undecided job_id=(\d+) .*?partition=(\S+) estimate_su=([\d.]+) .*ledger_unavailable",
+                books.slurmctld_log,
+            )
+        }
         self._rows: dict[str, list[Row]] = {}
         for row in books.rows:
             self._rows.setdefault(row["JobIDRaw"], []).append(row)
@@ -210,7 +244,7 @@ class Judge:
         if not restart and job.updates and job.submission.fate != "resize":
             kind = "updated"
         estimated = self._find(job_id, kind, restart, job)
-        limit = limit_of(row)
+        limit = limit_of(row, self.facts[row["Partition"]])
         price = self.books.prices["partitions"][row["Partition"]]
         actual = cost_csu(
             row["AllocTRES"], price, self.books.prices["qos"].get(row["QOS"], "1"), limit
@@ -242,10 +276,14 @@ class Judge:
         ]
         entries.sort(key=lambda entry: int(entry["seq"]))
         first = [entry for entry in entries if entry["kind"] == "lien"]
-        if not first or (kind == "first" and "could not be set aside" in job.said):
-            return self._told(job, kind)
+        busy = "could not be set aside" in job.said
+        if not first or (kind == "first" and busy and len(job.submission.components) == 1):
+            return self._told(job, kind, job_id - job.job_id) if busy else None
         if kind != "updated":
             return _estimated(first[0])
+        if job_id in self._undecided_updates:
+            partition, su = self._undecided_updates[job_id]
+            return _told_of(partition, up(Fraction(su) * 100))
         changes = [
             entry
             for entry in entries
@@ -255,22 +293,16 @@ class Judge:
         return _estimated((changes or first)[-1])
 
     @staticmethod
-    def _told(job: Accepted, kind: str) -> Estimated | None:
+    def _told(job: Accepted, kind: str, component: int) -> Estimated | None:
         """From sbatch's words, where that is all there is."""
-        told = re.search(
-            r"could cost up to ([\d,.]+) SU \((\S+), [^)]*?(?:, x (\d+) tasks)?\).*could not be set aside",
-            job.said,
+        told = re.findall(
+            r"could cost up to ([\d,.]+) SU \((\S+), [^)]*?(?:, x (\d+) tasks)?\)", job.said
         )
-        if told is None or kind != "first" or len(job.submission.components) > 1:
+        # One line for each component of a het job, in their order.
+        if kind != "first" or len(told) != len(job.submission.components):
             return None
-        return Estimated(
-            csu=up(Fraction(told[1].replace(",", "")) * 100 / int(told[3] or 1)),
-            tres="",
-            partition=told[2],
-            qos="",
-            limit_min=0,
-            entry={"kind": "told"},
-        )
+        su, partition, tasks = told[component]
+        return _told_of(partition, up(Fraction(su.replace(",", "")) * 100 / int(tasks or 1)))
 
     def _rule(
         self, job: Accepted, job_id: int, row: Row, estimated: Estimated, limit: int, kind: str
@@ -281,13 +313,27 @@ class Judge:
             words = submission.components[job_id - job.job_id]
         options = dict(word.partition("=")[::2] for word in words)
         ours, theirs = tres_of(estimated.tres), tres_of(row["AllocTRES"])
+        if estimated.entry["kind"] == "told":
+            return "the ledger was busy"
         if kind == "updated" and not self._entry_of_update(estimated):
             return "the update asked for less"
+        if kind == "updated" and job.updates[-1]["status"] != 0:
+            return "Slurm refused the update"
+        tasks_asked = any(
+            word.startswith("NumTasks=") for update in job.updates for word in update["wanted"]
+        )
+        if kind == "updated" and tasks_asked and theirs.get("cpu", 0) < ours.get("cpu", 0):
+            return "Slurm gives added tasks no CPUs"
         if "," in options.get("--partition", "") and estimated.partition != row["Partition"]:
             return "another partition than the dearest"
         shortened = any(
             word.startswith("--time-min") for one in submission.components for word in one
         )
+        listed = options.get("--partition", "").split(",")
+        exclusive = any(self.facts[name].exclusive for name in listed if name)
+        shared = not self.facts[row["Partition"]].exclusive
+        if len(listed) > 1 and exclusive and shared and theirs.get("cpu", 0) < ours.get("cpu", 0):
+            return "not whole nodes, which it could have"
         if shortened and limit < estimated.limit_min:
             return "Slurm shortened its time"
         nodes_differ = theirs.get("node", 0) < ours.get("node", 0)
@@ -309,6 +355,9 @@ class Judge:
         got = {name for name in theirs if name.startswith("gres/gpu:") and theirs[name]}
         if kinds != got and not asked:
             return "another type of GPU than the dearest"
+        fewer_cpus = ours.get("cpu", 0) * 3 / 4 <= theirs.get("cpu", 0) < ours.get("cpu", 0)
+        if fewer_cpus and not fewer_gpus and not nodes_differ and ours.get("node", 0) > 1:
+            return "its tasks stand otherwise on its nodes"
         if len(shapes) > 1:
             return "another kind of node than the dearest"
         return UNEXPLAINED

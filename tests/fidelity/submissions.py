@@ -77,17 +77,17 @@ def _gpu(c: Component, most: int) -> str:
     c.need(*_GPU_NAMES)
     kinds = _KINDS.get(c.partition or "", ("a100", "t4"))
     # Where there are several types, people say which; where there is one, some do.
-    kind = c.rng.choice(kinds) if len(kinds) == 1 or c.rng.random() < 0.985 else ""
+    kind = c.rng.choice(kinds) if len(kinds) == 1 or c.rng.random() < 0.995 else ""
     if len(kinds) == 1 and c.rng.random() < 0.5:
         kind = ""
     count = c.rng.randint(1, most)
     return f"{kind}:{count}" if kind else str(count)
 
 
-def _on_nodes(c: Component) -> None:
+def _on_nodes(c: Component, choice: Sequence[int] = (1, 1, 1, 2)) -> None:
     """What is asked for by node or by GPU is mostly asked for on so many nodes, often one."""
     if c.rng.random() < 0.93:
-        c.put("--nodes", c.rng.choice((1, 1, 1, 2)))
+        c.put("--nodes", c.rng.choice(choice))
 
 
 def _minutes(rng: random.Random, most: int) -> int:
@@ -148,7 +148,7 @@ def partition_limited_time(c: Component) -> None:
 
 
 def time_min(c: Component) -> None:
-    c.need("ht", "ht", "ht", "ht", "long", "whole", "normal")
+    c.need("ht", "ht", "ht", "normal")
     minutes = _minutes(c.rng, _limit(c))
     c.put("--time", _time_text(c.rng, minutes))
     c.put("--time-min", max(1, minutes // c.rng.choice((1, 2, 4, 10))))
@@ -161,7 +161,7 @@ def unlimited_time(c: Component) -> None:
 
 def tasks_cpus(c: Component) -> None:
     c.put("--ntasks", c.rng.randint(1, 8))
-    c.put("--cpus-per-task", c.rng.randint(1, 4))
+    c.put("--cpus-per-task", c.rng.choice((1, 1, 2, 2, 2, 3, 4, 4)))
 
 
 def nodes(c: Component) -> None:
@@ -217,13 +217,13 @@ def gpus_per_node(c: Component) -> None:
 def gpus_per_task(c: Component) -> None:
     c.put("--gpus-per-task", _gpu(c, 2))
     c.put("--ntasks", c.rng.randint(1, 4))
-    _on_nodes(c)
+    _on_nodes(c, (1,) * 9 + (2,))
 
 
 def gpus_per_socket(c: Component) -> None:
     """Mostly with so many tasks on each socket, which tells Slurm how many sockets it takes."""
     c.put("--gpus-per-socket", _gpu(c, 2))
-    if c.rng.random() < 0.93:
+    if c.rng.random() < 0.97:
         each, on = c.rng.randint(1, 3), c.rng.choice((1, 1, 2))
         c.put("--sockets-per-node", 2)
         c.put("--ntasks-per-socket", each)
@@ -385,8 +385,9 @@ _TIME = frozenset("default_time partition_limited_time time_min unlimited_time".
 _NODES = frozenset("nodes node_range".split())
 _THREADS = frozenset("threads_per_core hint ntasks_per_core".split())
 
-#: A component of a het job is no array, and stays out of the partitions that others need at once (_HET).
-_NOT_HET = _ARRAYS | _PARTITION
+#: A component of a het job is no array, stays out of the partitions that others need at once (_HET), and has no --time-min,
+#: which would shorten all the others.
+_NOT_HET = _ARRAYS | _PARTITION | {"time_min"}
 
 #: Of each, a job has one at most.
 _GROUPS = (_MEM, _ARRAYS, _PARTITION, _TIME, _NODES, _THREADS)
@@ -437,7 +438,7 @@ _GENERAL = (
 
 #: Of het jobs. Only Slurm's backfill starts them, and until then nothing else of their partitions starts at once, which
 #: would let backfill cut the time of others short and send them to cheaper partitions.
-_HET = ("light", "light", "small", "small", "spec", "gpumem", "long")
+_HET = ("small", "small", "spec", "spec", "gpumem")
 
 
 def _fits(name: str, chosen: set[str]) -> bool:
@@ -458,6 +459,8 @@ def _component(rng: random.Random, focus: Sequence[str], added: float, het: bool
             if name == "several_partitions" and (c.partition is not None or chosen & _GPU):
                 continue
             if name == "exclusive_partition" and c.partition is not None:
+                continue
+            if name == "time_min" and c.partition in _HET:
                 continue
             chosen.add(name)
             FEATURES[name](c)

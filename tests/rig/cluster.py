@@ -64,6 +64,9 @@ DEFAULT_ACCOUNTS: Mapping[str, Sequence[str]] = {
 
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+#: Of each rig, one after the other.
+PORTS_IN_BLOCK = 200
+
 #: The keeper ends daemons of a lower stage first.
 STAGE_ADDED = 10
 STAGE_SLURM = 20
@@ -210,6 +213,7 @@ class Cluster:
         self._control: socket.socket | None = None
         self._control_lock = threading.Lock()
         self._ports: dict[str, int] = {}
+        self._port_guard: socket.socket | None = None
         self._specs: dict[str, dict[str, Any]] = {}
 
     # -- places -----------------------------------------------------------------------------------
@@ -359,6 +363,9 @@ class Cluster:
         return pid
 
     def _forget_keeper(self) -> None:
+        if self._port_guard is not None:
+            self._port_guard.close()
+            self._port_guard = None
         if self._control is not None:
             self._control.close()
         self._control = None
@@ -456,20 +463,28 @@ class Cluster:
         )
 
     def _choose_ports(self) -> None:
-        """Free ports below the kernel's range for outgoing connections, which could take them again."""
+        """A block of free ports below the kernel's range for outgoing connections, which could take them again.
+
+        The block is this rig's by an abstract socket, since another rig may choose before ours listens.
+        """
         names = ["slurmctld", "slurmdbd", *(node.name for node in self.nodes)]
+        if len(names) > PORTS_IN_BLOCK:
+            raise RigError(f"{len(names)} daemons: expected at most {PORTS_IN_BLOCK}")
         for _ in range(1000):
-            if len(self._ports) == len(names):
-                return
-            port = random.randrange(10000, 32000)
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("0.0.0.0", port))
-                except OSError:
-                    continue
-            if port not in self._ports.values():
-                self._ports[names[len(self._ports)]] = port
+            first = random.randrange(10000, 32000, PORTS_IN_BLOCK)
+            guard = socket.socket(socket.AF_UNIX)
+            try:
+                guard.bind(f"\0{SCRATCH_PREFIX}ports-{first}")
+                for port in range(first, first + len(names)):
+                    with socket.socket() as probe:
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        probe.bind(("0.0.0.0", port))
+            except OSError:
+                guard.close()
+                continue
+            self._port_guard = guard
+            self._ports = dict(zip(names, range(first, first + len(names)), strict=True))
+            return
         raise RigError("found no free ports")
 
     def write_file(self, path: Path, text: str, owner: str = "root", mode: int = 0o644) -> None:
