@@ -575,6 +575,9 @@ static void cpus_of_more_nodes(const job_desc_msg_t *job_desc, const struct job_
 	cpus = MAX((uint64_t) tasks * each, (uint64_t) on_a_node * job_desc->min_nodes);
 	if ((wanted->min_cpus == NO_VAL) || (cpus > wanted->min_cpus))
 		wanted->min_cpus = (uint32_t) MIN(cpus, NO_VAL - 1);
+	/* more nodes than the job's most is refused, but only after part of it was done: up to 22.05 the CPUs stay */
+	if (wanted->max_nodes < wanted->min_nodes)
+		wanted->max_nodes = wanted->min_nodes;
 }
 
 /*

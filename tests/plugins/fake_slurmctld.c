@@ -393,6 +393,7 @@ static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
 	NUMBER(time_limit);
 	NUMBER(min_cpus);
 	NUMBER(min_nodes);
+	NUMBER(max_nodes);
 	NUMBER(num_tasks);
 	NUMBER(cpus_per_task);
 	NUMBER(ntasks_per_node);

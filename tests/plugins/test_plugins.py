@@ -471,7 +471,8 @@ def test_an_update_starts_from_what_was_asked_for_not_from_what_slurm_made_of_it
 def test_more_nodes_bring_the_cpus_of_all_tasks_along(layout: Layout) -> None:
     wanted = updated(layout, "part=normal num_tasks=5", "min_nodes=2")["wanted"]
     assert (wanted["min_nodes"], wanted["min_cpus"]) == (2, 15), "three CPUs for each, by Slurm"
-    assert updated(layout, "part=normal", "min_nodes=9")["wanted"]["min_cpus"] == 27
+    wanted = updated(layout, "part=normal", "min_nodes=9 max_nodes=2")["wanted"]
+    assert (wanted["min_cpus"], wanted["min_nodes"], wanted["max_nodes"]) == (27, 9, 9)
 
 
 def test_an_update_to_another_account_checks_the_jobs_user(layout: Layout) -> None:
