@@ -316,10 +316,9 @@ class Driver:
     def _requeue(self, job: Accepted, name: str, user: str) -> str:
         if not self._started(job):
             return "never ran"
-        # slurmctld reports starts every five seconds; of a run that is requeued before, slurmdbd gets the partitions that
-        # the job asked for, not the one that it ran in.
-        several = "several_partitions" in job.submission.features
-        time.sleep(6 if several else 1)
+        # slurmctld reports starts every five seconds; of a run that is requeued before, slurmdbd may get no start at all, and
+        # the partitions that the job asked for, not the one that it ran in.
+        time.sleep(6)
         result = self._do(user, "scontrol", "requeue", name)
         if result.returncode != 0:
             self._do(user, "scancel", name)

@@ -36,6 +36,9 @@ RULES: Mapping[str, str] = {
     "fewer sockets than it could have": "--gpus-per-socket; its cores are on fewer sockets than the estimate is for",
     "its tasks stand otherwise on its nodes": "on several nodes; how its tasks are spread decides a few of its CPUs",
     "Slurm gives added tasks no CPUs": "scontrol update NumTasks=; the job keeps the CPUs that it asked for",
+    "fewer GPUs than Slurm may deal": "--gpus-per-task with --cpus-per-gpu: as its CPUs lie, Slurm deals it more GPUs than it"
+    " asked for, up to what the estimate is for",
+    "less memory beside specialised threads": "--thread-spec, memory per CPU: Slurm counts whole tasks only, on some nodes",
     "Slurm refused the update": "raised when it was asked for, lowered when Slurm is seen not to have done it",
     "the ledger was busy": "nothing could be set aside in time; of the estimate only the sum is known, from what the user was told",
     "the update asked for less": "lowered only when Slurm is seen to have done it",
@@ -340,6 +343,8 @@ class Judge:
         if nodes_differ and options.get("--nodes", "1-").count("-"):
             return "fewer nodes than it could have"
         fewer_gpus = theirs.get("gres/gpu", 0) < ours.get("gres/gpu", 0)
+        if {"--gpus-per-task", "--cpus-per-gpu"} <= set(options) and fewer_gpus:
+            return "fewer GPUs than Slurm may deal"
         if "--gpus-per-socket" in options and fewer_gpus and not nodes_differ:
             return "fewer sockets than it could have"
         facts = self.facts[row["Partition"]]
@@ -355,6 +360,11 @@ class Judge:
         got = {name for name in theirs if name.startswith("gres/gpu:") and theirs[name]}
         if kinds != got and not asked:
             return "another type of GPU than the dearest"
+        same_but_memory = all(
+            ours.get(name, 0) == theirs.get(name, 0) for name in ("cpu", "node", "gres/gpu")
+        )
+        if "--thread-spec" in options and same_but_memory:
+            return "less memory beside specialised threads"
         fewer_cpus = ours.get("cpu", 0) * 3 / 4 <= theirs.get("cpu", 0) < ours.get("cpu", 0)
         if fewer_cpus and not fewer_gpus and not nodes_differ and ours.get("node", 0) > 1:
             return "its tasks stand otherwise on its nodes"

@@ -462,6 +462,8 @@ def _component(rng: random.Random, focus: Sequence[str], added: float, het: bool
                 continue
             if name == "time_min" and c.partition in _HET:
                 continue
+            if name == "cpus_per_gpu" and "gpus_per_task" in chosen and rng.random() < 0.7:
+                continue  # rare among users: Slurm then deals out more GPUs than were asked for
             chosen.add(name)
             FEATURES[name](c)
     if c.partition is None:
