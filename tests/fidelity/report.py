@@ -478,6 +478,7 @@ def _conclude(
         failed.append(f"{len(found_races)} rounds of races of 20")
 
     lines = [one.text() for one in compared if one.rule]
+    (plan.output / "fidelity").mkdir(parents=True, exist_ok=True)
     (plan.output / "fidelity" / "differences.txt").write_text(
         "".join(f"{line}\n" for line in lines)
     )
