@@ -7,6 +7,7 @@ The arithmetic here is `plain_charge`'s; of slurm_banking only what it wrote dow
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 import re
@@ -117,6 +118,12 @@ class Comparison:
     def undecided(self) -> bool:
         """Accepted though nothing could be set aside: the ledger was busy. What was told to the user is its estimate."""
         return self.estimated is not None and self.estimated.entry.get("kind") == "told"
+
+
+def start_is_lost(row: Row) -> bool:
+    """Whether slurmdbd has an end of a run that had nodes, and no start: requeued before slurmctld reported it."""
+    ran = row["NodeList"] not in ("", "None assigned") and bool(row["AllocTRES"])
+    return ran and row["End"].isdigit() and not row["Start"].isdigit()
 
 
 def _plain(number: Fraction | None) -> str:
@@ -378,9 +385,11 @@ class Judge:
 
     # -- charges --------------------------------------------------------------------------------------------------------
 
-    def charges(self) -> tuple[int, list[str]]:
-        """(runs compared, those that differ)."""
+    def charges(self) -> tuple[int, list[str], int]:
+        """(runs compared, those that differ, those of which slurmctld's log had to tell the start)."""
         plain = plain_charge.charges(self.books.rows, self.books.prices)
+        witnessed = self._witnessed()
+        plain.update(witnessed)
         ours = {
             (run["job_id"], run["submit_time"]): run
             for run in self.books.runs
@@ -409,7 +418,30 @@ class Judge:
             wrong.append(
                 f"job {key[0]} submitted {key[1]}: charged {mine_text} SU, by sacct {plain_text} SU ({told}); {inputs}"
             )
-        return len(set(plain) | set(ours)), wrong
+        return len(set(plain) | set(ours)), wrong, len(witnessed)
+
+    def _witnessed(self) -> dict[tuple[int, int], int]:
+        """Charges of runs whose start slurmdbd never got (requeued within seconds of it), by slurmctld's log."""
+        starts: dict[int, list[int]] = {}
+        for told, job, task in re.findall(
+            r"^\[(\S+?)\] .*?(?:Allocate|Started) JobId=(\d+)(?:_\d+\((\d+)\))?",
+            self.books.slurmctld_log,
+            re.M,
+        ):
+            at = int(datetime.datetime.fromisoformat(told).timestamp())
+            starts.setdefault(int(task or job), []).append(at)
+        found = {}
+        for row in self.books.rows:
+            end = row["End"]
+            if not start_is_lost(row):
+                continue
+            before = [at for at in starts.get(int(row["JobIDRaw"]), ()) if at <= int(end)]
+            if before:
+                seconds = int(end) - before[-1]
+                whole = {**row, "Start": str(before[-1]), "ElapsedRaw": str(seconds)}
+                key = int(row["JobIDRaw"]), int(row["Submit"])
+                found[key] = plain_charge.charge([whole], self.books.prices)
+        return found
 
     def oracle(self) -> tuple[int, list[str]]:
         """Runs of partitions whose price says the same as their TRESBillingWeights: (compared, those that differ).
