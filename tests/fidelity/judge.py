@@ -40,6 +40,7 @@ RULES: Mapping[str, str] = {
     "fewer GPUs than Slurm may deal": "--gpus-per-task with --cpus-per-gpu: as its CPUs lie, Slurm deals it more GPUs than it"
     " asked for, up to what the estimate is for",
     "less memory beside specialised threads": "--thread-spec, memory per CPU: Slurm counts whole tasks only, on some nodes",
+    "Slurm gives added nodes no GPUs": "scontrol update NumNodes=, --gpus; a new job of as many nodes gets one on each",
     "Slurm refused the update": "raised when it was asked for, lowered when Slurm is seen not to have done it",
     "the ledger was busy": "nothing could be set aside in time; of the estimate only the sum is known, from what the user was told",
     "the update asked for less": "lowered only when Slurm is seen to have done it",
@@ -334,6 +335,15 @@ class Judge:
         )
         if kind == "updated" and tasks_asked and theirs.get("cpu", 0) < ours.get("cpu", 0):
             return "Slurm gives added tasks no CPUs"
+        nodes_asked = any(
+            word.startswith("NumNodes=") for update in job.updates for word in update["wanted"]
+        )
+        if (
+            kind == "updated"
+            and nodes_asked
+            and theirs.get("gres/gpu", 0) < ours.get("gres/gpu", 0)
+        ):
+            return "Slurm gives added nodes no GPUs"
         if "," in options.get("--partition", "") and estimated.partition != row["Partition"]:
             return "another partition than the dearest"
         shortened = any(
