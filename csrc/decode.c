@@ -576,7 +576,7 @@ static void cpus_of_more_nodes(const job_desc_msg_t *job_desc, const struct job_
 	if ((wanted->min_cpus == NO_VAL) || (cpus > wanted->min_cpus))
 		wanted->min_cpus = (uint32_t) MIN(cpus, NO_VAL - 1);
 	/* more nodes than the job's most is refused, but only after part of it was done: up to 22.05 the CPUs stay */
-	if (wanted->max_nodes < wanted->min_nodes)
+	if (wanted->max_nodes && (wanted->max_nodes < wanted->min_nodes))
 		wanted->max_nodes = wanted->min_nodes;
 }
 

@@ -25,11 +25,16 @@ def charge(run: Run, price: Price, factor: Decimal = Decimal(1)) -> int:
     """
     if not run.started:
         return 0
-    su_s = Decimal(0)
-    for segment in segments(run):
-        su_per_hour = price.su_per_hour(segment.tres)
-        su_s = EXACT.add(su_s, EXACT.multiply(su_per_hour, Decimal(segment.seconds)))
+    su_s = su_seconds((price.su_per_hour(part.tres), part.seconds) for part in segments(run))
     return charge_csu(EXACT.multiply(su_s, factor), 1, 1)
+
+
+def su_seconds(parts: Iterable[Tuple[Decimal, int]]) -> Decimal:
+    """SU per hour, each for some seconds, added up; exact."""
+    total = Decimal(0)
+    for su_per_hour, seconds in parts:
+        total = EXACT.add(total, EXACT.multiply(su_per_hour, Decimal(seconds)))
+    return total
 
 
 def final_state(run: Run) -> str:

@@ -40,14 +40,14 @@ def counts_while_queued(mode: Mode) -> bool:
 
 
 def decide(
-    cost_csu: int,
+    lien_csu: int,
     view: FundsView,
     mode: Mode,
     *,
     freed_csu: int = 0,
     overdraft_csu: int = 0,
 ) -> Decision:
-    """Whether ``cost_csu`` (what would be set aside) fits.
+    """Whether a lien of ``lien_csu`` fits.
 
     ``freed_csu``: what is already set aside for the same job and would be freed (an update of it). An update that costs
     no more than that is accepted whatever the funds are. ``overdraft_csu``: how far the account, and the user inside it,
@@ -55,9 +55,9 @@ def decide(
     """
     if mode not in CHECKED_MODES:
         return Decision(Outcome.ACCEPTED, Reason.NOT_CHECKED, view.available_csu)
-    if cost_csu == 0:
+    if lien_csu == 0:
         return Decision(Outcome.ACCEPTED, Reason.FREE_PARTITION, view.available_csu)
-    needed = cost_csu - freed_csu
+    needed = lien_csu - freed_csu
     if needed <= 0:
         return Decision(Outcome.ACCEPTED, Reason.FITS, view.available_csu)
     account, user = view.account, view.user

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 from slurm_banking import charge as charging
 from slurm_banking import policy, tokens
@@ -124,20 +124,12 @@ def recomputed_csu(inputs: Mapping[str, Any]) -> int:
     """
     rates = Rates.from_table(inputs["rates"])
     parts = inputs.get("segments") or [[inputs["tres"], inputs["elapsed_s"]]]
-    su_s = _su_seconds(
+    su_s = charging.su_seconds(
         (rates.su_per_hour(parse_tres(tres)), int(seconds)) for tres, seconds in parts
     )
     factor = Decimal(inputs.get("state_factor", "1"))
     share = EXACT.multiply(Decimal(inputs["qos_multiplier"]), factor)
     return charge_csu(EXACT.multiply(su_s, share), 1, 1)
-
-
-def _su_seconds(parts: Iterable[Tuple[Decimal, int]]) -> Decimal:
-    """SU per hour, each for some seconds, added up; exact."""
-    total = Decimal(0)
-    for su_per_hour, seconds in parts:
-        total = EXACT.add(total, EXACT.multiply(su_per_hour, Decimal(seconds)))
-    return total
 
 
 # -- starts and ends ----------------------------------------------------------------------------------------------------
@@ -246,7 +238,7 @@ def given_back_csu(tx: Transaction, run: LedgerRun, tres: Tres, price: Mapping[s
     rates = Rates.from_table(price["rates"])
     until_s = max(elapsed_s for _, elapsed_s in resizes)
     used = charging.segments_of(resizes, tres, until_s)
-    su_s = _su_seconds((rates.su_per_hour(part.tres), part.seconds) for part in used)
+    su_s = charging.su_seconds((rates.su_per_hour(part.tres), part.seconds) for part in used)
     counted_su_s = EXACT.multiply(rates.su_per_hour(tres), Decimal(until_s))
     more = EXACT.subtract(su_s, counted_su_s)
     if more <= 0:

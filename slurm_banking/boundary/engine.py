@@ -86,13 +86,13 @@ class _Check(NamedTuple):
 
     view: FundsView
     decision: Decision
-    cost_csu: int  #: to be set aside
+    lien_csu: int  #: to be set aside
     freed_csu: int  #: of that, set aside for the same job already
     running: Optional[Tres]  #: what a running job has
 
     @property
     def needed_csu(self) -> int:
-        return self.cost_csu - self.freed_csu
+        return self.lien_csu - self.freed_csu
 
 
 class Engine:
@@ -292,7 +292,7 @@ class Engine:
         account = sub.account or ""
         overdraft_csu = config.policy.overdraft_csu
         asked = False
-        cost_csu, freed_csu = cost.lien_csu, 0
+        lien_csu, freed_csu = cost.lien_csu, 0
         verdict: Optional[Verdict] = None
         while True:
             now = int(time.time())
@@ -300,10 +300,10 @@ class Engine:
                 with self.ledger(config).transaction() as tx:
                     complete = self._ready(tx, config)
                     if find is not None:
-                        cost_csu, freed_csu = find(tx)
+                        lien_csu, freed_csu = find(tx)
                     view = tx.funds_view(account, sub.job_user_id)
                     decision = decide(
-                        cost_csu,
+                        lien_csu,
                         view,
                         config.policy.mode,
                         freed_csu=freed_csu,
@@ -321,7 +321,7 @@ class Engine:
                         ask = True
                     else:
                         ask = False
-                        check = _Check(view, decision, cost_csu, freed_csu, running)
+                        check = _Check(view, decision, lien_csu, freed_csu, running)
                         verdict = self._settled(
                             tx, config, sub, cost, check, job_id, now, set_aside
                         )

@@ -476,7 +476,7 @@ def _conclude(
     for name, cell in features.items():
         # Of a few runs, some may differ by chance.
         differing = round(cell["runs"] * (1 - cell["estimate_equal_share"]))
-        bar, chance = (EQUAL_SHARE, 2) if plan.full else (FEW_EQUAL_SHARE, 4)
+        bar, chance = (EQUAL_SHARE, 0) if plan.full else (FEW_EQUAL_SHARE, 4)
         if differing > chance and cell["estimate_equal_share"] < bar:
             failed.append(f"{name}: {cell['estimate_equal_share']:.1%} of the estimates are equal")
         if plan.full and cell["accepted"] < (COMBINED if name == "combined" else EACH):
