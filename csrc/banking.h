@@ -187,6 +187,7 @@ typedef struct {
 typedef struct {
 	int32_t verdict;			/* BANKING_UNDECIDED until Python says otherwise */
 	int32_t elapsed_us;
+	uint32_t tasks;				/* that an accepted submission adds to slurmctld's table; 0: not known */
 	char message[BANKING_MESSAGE_SIZE];	/* for the user; may hold several lines; "" is none */
 	char token[BANKING_TOKEN_SIZE];		/* to append to admin_comment; "" is none */
 } banking_reply;

@@ -520,11 +520,17 @@ extern bool may_update(const job_desc_msg_t *job_desc, const job_record_t *job_p
 #define UNSET_IF_ZERO(value, unset) ((value) ? (value) : (unset))
 #define OVERLAY(wanted, unset, current) (((wanted) != (unset)) ? (wanted) : (current))
 
-/* EndTime=... moves the limit by the difference (as Slurm's _update_job). */
+/*
+ * EndTime=... moves the limit by the difference. A limit below the least time is refused, but only after the rest of the
+ * update (more nodes, another partition) was done: the limit stays (both as Slurm's _update_job).
+ */
 static uint32_t time_limit_of_update(const job_desc_msg_t *job_desc, const job_record_t *job_ptr)
 {
 	uint32_t limit = OVERLAY(job_desc->time_limit, NO_VAL, job_ptr->time_limit);
+	uint32_t least = OVERLAY(job_desc->time_min, NO_VAL, job_ptr->time_min);
 
+	if ((least != NO_VAL) && (limit < least) && (limit < job_ptr->time_limit))
+		limit = job_ptr->time_limit;
 	if (job_desc->end_time && (job_desc->time_limit == NO_VAL) && (limit != INFINITE) && (limit != NO_VAL) &&
 	    (job_desc->end_time > job_ptr->end_time))
 		limit += (uint32_t) ((job_desc->end_time - job_ptr->end_time + 59) / 60);
@@ -620,26 +626,55 @@ static int count_tasks(void *record, void *count)
 	return 0;
 }
 
+#define RECOUNT_MS 1000
+#define RECOUNT_FULL_MS 50
+
+static struct {
+	pthread_mutex_t mutex;
+	int64_t walked_at_ms;	/* monotonic; 0: never */
+	uint64_t walked;	/* jobs and array tasks that the last walk found */
+	uint64_t taken;		/* accepted since */
+} job_table = { .mutex = PTHREAD_MUTEX_INITIALIZER };
+
+static int64_t monotonic_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000 + 1;
+}
+
+/* the table is full with one less than its number */
+static uint32_t room_beside(uint64_t count)
+{
+	return (count + 1 >= slurm_conf.max_job_cnt) ? 0 : (uint32_t) (slurm_conf.max_job_cnt - 1 - count);
+}
+
 extern uint32_t room_in_job_table(void)
 {
-	static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-	static time_t counted_at = 0;
-	static uint64_t count = 0;
-	time_t now = time(NULL);
+	int64_t now = monotonic_ms(), age_ms;
 	uint32_t room;
 
 	if (!job_list || !slurm_conf.max_job_cnt)
 		return NO_VAL;
-	pthread_mutex_lock(&mutex);
-	if (now != counted_at) {
-		count = 0;
-		banking_list_walk(job_list, count_tasks, &count);
-		counted_at = now;
+	pthread_mutex_lock(&job_table.mutex);
+	age_ms = now - job_table.walked_at_ms;
+	room = room_beside(job_table.walked + job_table.taken);
+	if (!job_table.walked_at_ms || (age_ms >= (room ? RECOUNT_MS : RECOUNT_FULL_MS))) {
+		job_table.walked = job_table.taken = 0;
+		banking_list_walk(job_list, count_tasks, &job_table.walked);
+		job_table.walked_at_ms = now;
+		room = room_beside(job_table.walked);
 	}
-	/* the table is full with one less than its number */
-	room = (count + 1 >= slurm_conf.max_job_cnt) ? 0 : (uint32_t) (slurm_conf.max_job_cnt - 1 - count);
-	pthread_mutex_unlock(&mutex);
+	pthread_mutex_unlock(&job_table.mutex);
 	return room;
+}
+
+extern void took_room_in_job_table(uint32_t tasks)
+{
+	pthread_mutex_lock(&job_table.mutex);
+	job_table.taken += tasks ? tasks : 1;
+	pthread_mutex_unlock(&job_table.mutex);
 }
 
 extern void decode_update(const job_desc_msg_t *job_desc, const job_record_t *job_ptr, uint32_t submit_uid,

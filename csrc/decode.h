@@ -33,10 +33,12 @@ extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_ui
 			      banking_submission *submission);
 
 /*
- * How many more jobs and array tasks slurmctld takes; counted at most once a second. It refuses what has no room only
- * after the plugin, and sbatch then tries again: what was set aside each time would add up.
+ * How many more jobs and array tasks slurmctld takes. It refuses what has no room only after the plugin, and sbatch then
+ * tries again: what was set aside each time would add up. The table is walked once a second, and while it seems full
+ * every 50 ms at most; between two walks the accepted ones are added to what the last one found.
  */
 extern uint32_t room_in_job_table(void);
+extern void took_room_in_job_table(uint32_t tasks);
 
 /* Does this update set anything that the price depends on? */
 extern bool update_could_cost(const job_desc_msg_t *job_desc);

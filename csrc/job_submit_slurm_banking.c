@@ -121,6 +121,8 @@ extern int job_submit(job_desc_msg_t *job_desc, uint32_t submit_uid, char **err_
 		decoded_job_free(&owned);
 	}
 	rc = settle("submission_undecided", &reply, true, err_msg);
+	if (rc == SLURM_SUCCESS)
+		took_room_in_job_table(reply.tasks);
 	if ((rc == SLURM_SUCCESS) && (reply.verdict == BANKING_ACCEPTED))
 		append_token(&job_desc->admin_comment, reply.token);
 	return rc;

@@ -89,6 +89,7 @@ def attach(ffi: Any, lib: Any) -> None:
         # Undecided was settled by [Policy] undecided: what is not refused here is accepted.
         if verdict.outcome is not Outcome.REFUSED:
             reply.verdict = lib.BANKING_ACCEPTED
+            reply.tasks = 0 if verdict.estimate is None else min(verdict.estimate.tasks, 2**31 - 1)
         elif verdict.reason is Reason.QUEUE_FULL:
             reply.verdict = lib.BANKING_NO_ROOM
         else:

@@ -91,10 +91,12 @@ UPDATE liens SET missed = ? WHERE lien_id = ?;
 -- name: insert_run
 INSERT INTO runs (job_id, submit_time, restart_count, state, lien_id, counted, account, user_id, user_name, name,
 	array_job_id, array_task_id, partition, qos, start_time, end_time, elapsed_s, cpus, nodes, node_count,
-	time_limit_min, slurm_state, lien_csu, charge_csu, ledger_csu, period, inputs, source)
+	time_limit_min, slurm_state, lien_csu, charge_csu, ledger_csu, period, inputs, source, proposed_csu, proposed_us,
+	proposed_inputs)
 VALUES (:job_id, :submit_time, :restart_count, :state, :lien_id, :counted, :account, :user_id, :user_name, :name,
 	:array_job_id, :array_task_id, :partition, :qos, :start_time, :end_time, :elapsed_s, :cpus, :nodes, :node_count,
-	:time_limit_min, :slurm_state, :lien_csu, :charge_csu, :ledger_csu, :period, :inputs, :source);
+	:time_limit_min, :slurm_state, :lien_csu, :charge_csu, :ledger_csu, :period, :inputs, :source, :proposed_csu,
+	:proposed_us, :proposed_inputs);
 
 -- name: get_run
 SELECT * FROM runs WHERE run_id = ?;
@@ -125,7 +127,7 @@ UPDATE runs SET state = 'running', lien_id = :lien_id, counted = :counted, parti
 	start_time = :start_time, end_time = NULL, elapsed_s = 0, cpus = :cpus, nodes = :nodes, node_count = :node_count,
 	time_limit_min = :time_limit_min, slurm_state = :slurm_state, lien_csu = :lien_csu, charge_csu = NULL,
 	ledger_csu = :ledger_csu, bank_csu = 0, period = :period, end_acked = 0, parked = NULL, inputs = :inputs,
-	source = :source
+	source = :source, proposed_csu = :proposed_csu, proposed_us = :proposed_us, proposed_inputs = :proposed_inputs
 WHERE run_id = :run_id AND state = 'ended';
 
 -- name: recharge_run

@@ -37,6 +37,11 @@ LOST = "LOST"
 
 #: Of a run that started before the allocation period that the funds speak of; queries.sql says the same.
 _BEFORE = "before "
+_NO_PROPOSAL: Mapping[str, Any] = {
+    "proposed_csu": None,
+    "proposed_us": None,
+    "proposed_inputs": None,
+}
 
 #: How many open updates, liens or deliveries one call hands out at most.
 MAX_ROWS = 100_000
@@ -638,8 +643,16 @@ class Transaction:
         )
         counted = not grandfathered
         share_csu = _bounded(share_csu)
+        proposal: Dict[str, Any] = dict(_NO_PROPOSAL)
         if lien is not None:
             lien = self._bound(lien, run)
+            if lien.proposed_csu is not None:
+                # Made while the job was taken for a queued one; what was seen may be older.
+                proposal = {
+                    "proposed_csu": lien.proposed_csu,
+                    "proposed_us": lien.proposed_us,
+                    "proposed_inputs": dump_json(lien.proposed_inputs),
+                }
             share_csu = max(lien.per_task_csu, lien.proposed_csu or 0)
             inputs = lien.inputs
             counted = lien.origin != "grandfathered"
@@ -664,6 +677,7 @@ class Transaction:
             "period": self.period_of(run.account, run.start_time),
             "inputs": dump_json(inputs),
             "source": run.source,
+            **proposal,
         }
         if existing is not None:
             run_id = existing.run_id
@@ -692,6 +706,7 @@ class Transaction:
         cursor = self._run(
             "insert_run",
             {
+                **_NO_PROPOSAL,
                 **values,
                 "job_id": run.job_id,
                 "submit_time": run.submit_time,

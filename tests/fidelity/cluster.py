@@ -24,10 +24,11 @@ def _named(prefix: str, count: int, **shape: Any) -> tuple[Node, ...]:
 
 PLAIN = _named("plain", 16, cpus=16, sockets=2, memory_mib=64000)
 HT = _named("ht", 14, cpus=32, sockets=2, threads=2, memory_mib=96000)
+BRIEF = _named("brief", 6, cpus=32, sockets=2, threads=2, memory_mib=96000)
 SMALL = _named("small", 8, cpus=8, memory_mib=16000)
 A100 = _named("a100n", 5, cpus=32, sockets=2, memory_mib=128000, gpus=("a100", 4))
 T4 = _named("t4n", 4, cpus=32, sockets=2, threads=2, memory_mib=64000, gpus=("t4", 8))
-WHOLE = _named("whole", 12, cpus=12, sockets=2, memory_mib=48000)
+WHOLE = _named("whole", 14, cpus=12, sockets=2, memory_mib=48000)
 SPEC = _named(
     "spec", 6, cpus=16, sockets=2, memory_mib=32000, extra="CoreSpecCount=2 MemSpecLimit=1024"
 )
@@ -38,7 +39,7 @@ MIXED = (
     + _named("ma100n", 2, cpus=32, sockets=2, memory_mib=128000, gpus=("a100", 4))
     + _named("mt4n", 2, cpus=32, sockets=2, threads=2, memory_mib=64000, gpus=("t4", 8))
 )
-NODES = PLAIN + HT + SMALL + A100 + T4 + WHOLE + SPEC + MIXED
+NODES = PLAIN + HT + BRIEF + SMALL + A100 + T4 + WHOLE + SPEC + MIXED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,18 @@ PARTITIONS = (
         max_time="02:00:00",
         extra="DefMemPerCPU=1000",
         weights="CPU=400.5,Mem=12.25G",
+        mirrored=True,
+        priority=5,
+    ),
+    # For jobs with --time-min: where nothing else waits, backfill has no reason to cut their time.
+    Facts(
+        name="brief",
+        nodes=BRIEF,
+        price={"cpu": "310.5", "mem_gb": "7.75"},
+        default_time_min=None,
+        max_time="02:00:00",
+        extra="DefMemPerCPU=1000",
+        weights="CPU=310.5,Mem=7.75G",
         mirrored=True,
         priority=5,
     ),
@@ -222,6 +235,20 @@ def prices_json(partitions: Mapping[str, Facts] = BY_NAME) -> dict[str, Any]:
     }
 
 
+def _scheduler(backfill_s: int) -> str:
+    """SchedulerParameters."""
+    return (
+        f"batch_sched_delay=0,sched_interval=1,bf_interval={backfill_s},bf_resolution=60,bf_continue,bf_window=5760,"
+        "default_queue_depth=1000,bf_max_job_test=1000,max_rpc_cnt=0,permit_job_expansion,nohold_on_prolog_fail"
+    )
+
+
+#: Seconds between two looks of Slurm's backfill. It gives whatever it starts the least time of --time-min, where the main
+#: scheduler, once a second, gives the whole: so it looks seldom, but while het jobs are there, which only it starts.
+BACKFILL_S = 30
+HET_BACKFILL_S = 2
+
+
 class FidelityCluster(BankedCluster):
     """`max_tres`: PriorityFlags=MAX_TRES, with which billing is the dearest of a job's resources."""
 
@@ -248,9 +275,7 @@ class FidelityCluster(BankedCluster):
             slurmctld_debug="info",
             extra_slurm_conf={
                 "SelectTypeParameters": "CR_Core_Memory",
-                "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=6,bf_resolution=60,"
-                "bf_continue,bf_window=5760,default_queue_depth=1000,bf_max_job_test=1000,max_rpc_cnt=0,"
-                "permit_job_expansion,nohold_on_prolog_fail",
+                "SchedulerParameters": _scheduler(BACKFILL_S),
                 "AllowSpecResourcesUsage": "YES",
                 "MaxArraySize": "1001",
                 "MaxJobCount": "20000",
@@ -275,6 +300,11 @@ class FidelityCluster(BankedCluster):
             return f"QOS={last}(" in line
 
         wait_until(usable, 30, "the QOS to reach slurmctld", 0.2)
+
+    def backfill_for_het_jobs(self) -> None:
+        self.extra_slurm_conf["SchedulerParameters"] = _scheduler(HET_BACKFILL_S)
+        self.write_slurm_conf()
+        self.reconfigure()
 
     def write_banking(self) -> None:
         super().write_banking()

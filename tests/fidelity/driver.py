@@ -8,6 +8,7 @@ import re
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -136,39 +137,31 @@ class Queue:
 
 
 class Driver:
-    """`jobs`: how many must be accepted in all; `each`: of every name in `quotas`."""
+    """One cluster's submissions, of one :meth:`run` or several one after the other."""
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        drawn: Iterator[Submission],
-        *,
-        jobs: int,
-        quotas: Mapping[str, int],
-        tell: Tell,
-        deadline_s: float,
-    ) -> None:
+    def __init__(self, cluster: Cluster, *, tell: Tell, deadline_s: float) -> None:
         self.cluster = cluster
         self.accepted: list[Accepted] = []
         self.refused: list[Refused] = []
-        self.counts: dict[str, int] = dict.fromkeys(quotas, 0)
-        self._drawn = drawn
-        self._jobs, self._quotas = jobs, dict(quotas)
+        self.counts: Counter[str] = Counter()  #: accepted, by feature
         self._tell = tell
-        self._deadline = time.monotonic() + deadline_s
+        self._deadline_s = deadline_s  #: of each run
         self._lock = threading.Lock()
         self.records: dict[int, str] = {}  #: what `scontrol show job` said of each, the last time
 
     # -- the whole ------------------------------------------------------------------------------------------------------
 
-    def _enough(self) -> bool:
-        return len(self.accepted) >= self._jobs and all(
-            self.counts[name] >= quota for name, quota in self._quotas.items()
-        )
-
-    def run(self) -> None:
+    def run(self, drawn: Iterator[Submission], *, jobs: int, quotas: Mapping[str, int]) -> None:
+        """`jobs`: how many more must be accepted; `quotas`: how many in all, by feature."""
         begun = told = time.monotonic()
-        most = 3 * self._jobs + 400  # sbatch refuses some; not endlessly many
+        before, deadline = len(self.accepted), begun + self._deadline_s
+        most = 3 * jobs + 400  # sbatch refuses some; not endlessly many
+
+        def enough() -> bool:
+            return len(self.accepted) >= before + jobs and all(
+                self.counts[name] >= quota for name, quota in quotas.items()
+            )
+
         number = 0
         with (
             Queue(self.cluster) as queue,
@@ -181,7 +174,7 @@ class Driver:
             looked = 0.0
             while True:
                 now = time.monotonic()
-                stop = self._enough() or number >= most or now > self._deadline
+                stop = enough() or number >= most or now > deadline
                 done, pending = wait(pending, timeout=0.02, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = future.result()
@@ -192,7 +185,7 @@ class Driver:
                     future.result()
                 if stop and not pending and not attended and not queue.live():
                     break
-                if now > self._deadline + 240:
+                if now > deadline + 240:
                     self._tell("the queue does not get empty; cancelling what is left")
                     break
                 if (
@@ -201,7 +194,7 @@ class Driver:
                     and queue.live() + len(pending) < MOST_LIVE
                 ):
                     for _ in range(SUBMITTERS - len(pending)):
-                        pending.add(submitters.submit(self._submit, next(self._drawn)))
+                        pending.add(submitters.submit(self._submit, next(drawn)))
                         number += 1
                 elif not pending:
                     time.sleep(0.1)
@@ -212,9 +205,9 @@ class Driver:
                 if now - told > 15:
                     told = now
                     self._look()
-                    wanted = [name for name in self._quotas if self._quotas[name]]
+                    wanted = [name for name in quotas if quotas[name]]
                     least = min(
-                        wanted, key=lambda name: self.counts[name] / self._quotas[name], default=""
+                        wanted, key=lambda name: self.counts[name] / quotas[name], default=""
                     )
                     fewest = f"; fewest: {least} {self.counts[least]}" if least else ""
                     self._tell(
@@ -252,8 +245,7 @@ class Driver:
                 said=result.stderr.strip(),
             )
             self.accepted.append(job)
-            for feature in submission.features & set(self.counts):
-                self.counts[feature] += 1
+            self.counts.update(submission.features)
             return job
 
     # -- fates ----------------------------------------------------------------------------------------------------------

@@ -292,7 +292,8 @@ class Judge:
             return self._told(job, kind, job_id - job.job_id) if busy else None
         if kind != "updated":
             return _estimated(first[0])
-        if job_id in self._undecided_updates:
+        # What Slurm refused may have been cheaper than what stays.
+        if job_id in self._undecided_updates and job.updates[-1]["status"] == 0:
             partition, su = self._undecided_updates[job_id]
             return _told_of(partition, up(Fraction(su) * 100))
         changes = [

@@ -351,15 +351,14 @@ _NO_BOOKS = Books(rows=[], liens=[], entries=[], runs=[], prices={})
 
 
 def submit_and_judge(
-    cluster: FidelityCluster, drawn: Iterator[Submission], plan: Plan, jobs: int, quotas: Mapping[str, int],
-    tell: Tell, where: Path,
-) -> Outcome:  # fmt: skip
+    cluster: FidelityCluster, submit: Callable[[Driver], None], plan: Plan, tell: Tell, where: Path
+) -> Outcome:
     facts = {one.name: one for one in cluster.facts}
     where.mkdir(parents=True, exist_ok=True)
     prices = prices_json(facts)
     prices["admin_uids"] = [0, cluster.uid("slurm"), cluster.uid(OPERATOR)]
-    driver = Driver(cluster, drawn, jobs=jobs, quotas=quotas, tell=tell, deadline_s=plan.deadline_s)
-    driver.run()
+    driver = Driver(cluster, tell=tell, deadline_s=plan.deadline_s)
+    submit(driver)
     tell("waiting for every run to be charged and delivered")
     problems = settle(cluster, tell)
     books = read(cluster, prices, driver.records, where)
@@ -394,8 +393,9 @@ def run(plan: Plan, tell: Tell) -> int:
             tell(
                 f"a cluster of {len(cluster.nodes)} nodes and {len(cluster.partitions)} partitions is up"
             )
-            drawn = _ending(plan.drawn())
-            main = submit_and_judge(cluster, drawn, plan, plan.jobs, plan.quotas(), tell, dumps)
+            main = submit_and_judge(
+                cluster, lambda driver: _submit_all(driver, cluster, plan), plan, tell, dumps
+            )
         count = plan.max_tres_jobs
         if count is None:
             count = 0 if plan.only or plan.names != NAMES else max(10, plan.jobs // 20)
@@ -411,13 +411,34 @@ def run(plan: Plan, tell: Tell) -> int:
                     if _in(one, {facts.name for facts in MAX_TRES})
                 )
                 largest = submit_and_judge(
-                    cluster, drawn, plan, count, {}, tell, dumps / "max_tres"
+                    cluster,
+                    lambda driver: driver.run(drawn, jobs=count, quotas={}),
+                    plan,
+                    tell,
+                    dumps / "max_tres",
                 )
     found_races: list[races.Round] = []
     if plan.rounds:
         tell(f"races: {races.SUBMITTERS} submitters, {plan.race_jobs} jobs a round, funds for 10")
         found_races = races.run(plan.rounds, plan.seed, tell, jobs=plan.race_jobs)
     return _conclude(plan, main, largest, found_races, time.monotonic() - begun)
+
+
+def _submit_all(driver: Driver, cluster: FidelityCluster, plan: Plan) -> None:
+    """Het jobs after the others, when Slurm's backfill looks more often: nothing else starts them."""
+    if plan.only:
+        driver.run(_ending(plan.drawn()), jobs=plan.jobs, quotas={})
+        return
+    quotas = plan.quotas()
+    het_quota = quotas.pop("het", 0)
+    het_jobs = round(plan.jobs / len(plan.names)) if "het" in plan.names else 0
+    if plan.jobs > het_jobs:
+        drawn = (one for one in plan.drawn() if len(one.components) == 1)
+        driver.run(drawn, jobs=plan.jobs - het_jobs, quotas=quotas)
+    if het_jobs:
+        cluster.backfill_for_het_jobs()
+        drawn = (one for one in plan.drawn() if len(one.components) > 1)
+        driver.run(drawn, jobs=het_jobs, quotas={"het": het_quota})
 
 
 def _ending(drawn: Iterator[Submission]) -> Iterator[Submission]:

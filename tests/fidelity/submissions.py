@@ -100,7 +100,9 @@ def _minutes(rng: random.Random, most: int) -> int:
 
 def _limit(c: Component) -> int:
     """The longest time in minutes that the partition gives."""
-    return {"ht": 120, "gpumem": 720, "wholecpu": 240}.get(c.partition or "normal", 1440)
+    return {"ht": 120, "brief": 120, "gpumem": 720, "wholecpu": 240}.get(
+        c.partition or "normal", 1440
+    )
 
 
 def _time_text(rng: random.Random, minutes: int) -> str:
@@ -148,7 +150,7 @@ def partition_limited_time(c: Component) -> None:
 
 
 def time_min(c: Component) -> None:
-    c.need("ht", "ht", "ht", "normal")
+    c.need(*("brief",) * 9, "normal")
     minutes = _minutes(c.rng, _limit(c))
     c.put("--time", _time_text(c.rng, minutes))
     c.put("--time-min", max(1, minutes // c.rng.choice((1, 2, 4, 10))))
@@ -460,8 +462,8 @@ def _component(rng: random.Random, focus: Sequence[str], added: float, het: bool
                 continue
             if name == "exclusive_partition" and c.partition is not None:
                 continue
-            if name == "time_min" and c.partition in _HET:
-                continue
+            if name == "time_min" and c.partition is not None:
+                continue  # where others wait, backfill would cut its time
             if name == "cpus_per_gpu" and "gpus_per_task" in chosen and rng.random() < 0.7:
                 continue  # rare among users: Slurm then deals out more GPUs than were asked for
             chosen.add(name)

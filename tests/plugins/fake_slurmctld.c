@@ -407,6 +407,7 @@ static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
 	NUMBER(shared);
 	NUMBER(priority);
 	NUMBER(end_time);
+	NUMBER(time_min);
 	else {
 		fprintf(stderr, "job description: no key %s\n", key);
 		abort();
@@ -497,6 +498,7 @@ static void set_job(const char *key, char *value)
 	NUMBER(resize_time);
 	NUMBER(start_time);
 	NUMBER(end_time);
+	NUMBER(time_min);
 	NUMBER(suspend_time);
 	NUMBER(pre_sus_time);
 	NUMBER(restart_cnt);
@@ -806,6 +808,11 @@ static void run_line(char *line)
 	} else if (!strcmp(line, "waiting")) {
 		fill_queue((uint32_t) atoi(rest));
 		printf("waiting\n");
+	} else if (!strcmp(line, "pause")) {
+		struct timespec some = { .tv_nsec = atol(rest) * 1000000 };
+
+		nanosleep(&some, NULL);
+		printf("pause\n");
 	} else if (!strcmp(line, "part")) {
 		more = first_word(rest);
 		for_each_pair(more, set_part, find_part_record(rest));

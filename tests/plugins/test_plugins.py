@@ -307,6 +307,47 @@ def test_the_room_in_slurmctlds_table_counts_array_tasks(
     assert from_log(done.log, "partition_count")["room"] == room
 
 
+def rooms(log: str) -> List[int]:
+    return [
+        json.loads(line.split("slurm_banking: ", 1)[1])["room"]
+        for line in log.splitlines()
+        if '"partition_count"' in line
+    ]
+
+
+def test_what_was_just_accepted_takes_its_room_before_the_table_is_walked_again(
+    layout: Layout,
+) -> None:
+    """Whether the second comes from the walk or from what was accepted since: the same."""
+    done = layout.run(
+        layout.load_job_submit,
+        "conf max_job_cnt=100",
+        "waiting 7",
+        "submit name=describe array_inx=1-20",
+        "waiting 27",
+        "submit name=describe",
+        "waiting 28",
+        "submit name=describe array_inx=1-70",
+        "waiting 98",
+        "submit name=describe",
+        "submit name=describe",
+    )
+    assert rooms(done.log) == [91, 71, 70, 0, 0]
+
+
+def test_a_table_that_is_emptied_has_room_soon(layout: Layout) -> None:
+    done = layout.run(
+        layout.load_job_submit,
+        "conf max_job_cnt=10",
+        "waiting 9",
+        "submit name=describe",
+        "waiting 2",
+        "pause 60",
+        "submit name=describe",
+    )
+    assert rooms(done.log) == [0, 6]
+
+
 def test_without_a_table_its_room_is_not_known(layout: Layout) -> None:
     assert described(layout)["room"] == NO_VAL
 
@@ -502,6 +543,20 @@ def test_a_zero_in_a_record_is_something_not_given(layout: Layout) -> None:
 def test_an_end_time_is_a_longer_limit(layout: Layout) -> None:
     update = updated(layout, "name=x state=1 part=long end_time=10000", "end_time=13600")
     assert update["wanted"]["time_limit_min"] == 60 + 60
+
+
+def test_a_limit_that_slurm_will_refuse_below_the_least_time_stays_as_it_is(layout: Layout) -> None:
+    """The rest of the update is done all the same, up to 22.05."""
+
+    def limit(job: str, wanted: str) -> Any:
+        return updated(layout, f"name=x {job}", wanted)["wanted"]["time_limit_min"]
+
+    assert limit("time_min=30", "time_limit=5 min_nodes=2") == 60
+    assert limit("time_min=30", "time_limit=30 min_nodes=2") == 30
+    assert limit("time_min=30", "time_limit=90") == 90
+    assert limit("time_min=0", "time_limit=5 min_nodes=2") == 5
+    assert limit("time_min=0", "time_limit=5 time_min=10") == 60
+    assert limit("time_min=30", "time_limit=5 time_min=5") == 5
 
 
 def test_a_record_keeps_the_layout_that_an_update_does_not_change(layout: Layout) -> None:

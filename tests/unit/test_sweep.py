@@ -679,6 +679,29 @@ def test_a_refused_update_of_a_running_job_falls_back(site: Site) -> None:
     assert site.counted() == 6000
 
 
+def test_an_update_of_a_job_that_starts_unseen_is_not_undone_by_an_older_look_at_the_queue(
+    site: Site,
+) -> None:
+    """The plugin knew the job as queued; the snapshot was taken after its start and before the update."""
+    token = site.submit(6000)
+    job = a_job(token)
+    site.propose(token, 12000, at=3, time_limit_min=120)
+    site.see(started(job), after_s=2)
+    assert site.counted() == 12000
+    site.see(started(job, time_limit_min=120), after_s=10)
+    (run,) = site.runs()
+    assert (site.counted(), run.proposed_csu, run.time_limit_min) == (12000, None, 120)
+
+
+def test_an_update_refused_while_a_job_started_unseen_falls_back(site: Site) -> None:
+    token = site.submit(6000)
+    job = a_job(token)
+    site.propose(token, 12000, at=3, time_limit_min=120)
+    site.see(started(job), after_s=2)
+    site.see(started(job), after_s=10)
+    assert site.counted() == 6000
+
+
 def test_a_run_without_time_limit_is_counted_with_the_horizon_once(tmp_path: Path) -> None:
     site = Site(tmp_path, policy="unlimited_time = 2")
     job = started(a_job(time_limit_min=UNLIMITED))

@@ -74,8 +74,11 @@ def attach(ffi, lib):
         elif name == "refuse":
             answer(reply, lib.BANKING_REFUSED, "too dear\nby far", "slurm_banking=00:1:v1")
         elif name == "describe":
-            lib.banking_log(lib.BANKING_LOG_INFO, json.dumps(plain(ffi, struct)).encode())
+            facts = plain(ffi, struct)
+            lib.banking_log(lib.BANKING_LOG_INFO, json.dumps(facts).encode())
             answer(reply, lib.BANKING_ACCEPTED)
+            if (facts.get("array_inx") or "").startswith("1-"):
+                reply.tasks = int(facts["array_inx"][2:])
         elif name == "facts":
             parts = plain(ffi, struct)["partitions"]
             gres = {shape["gres"] for part in parts for shape in part["shapes"]}
