@@ -7,6 +7,7 @@ Prices stand here once, and go into bank-config.toml and into the plain JSON of 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -275,7 +276,7 @@ class FidelityCluster(BankedCluster):
             slurmctld_debug="info",
             extra_slurm_conf={
                 "SelectTypeParameters": "CR_Core_Memory",
-                "SchedulerParameters": _scheduler(BACKFILL_S),
+                "SchedulerParameters": _scheduler(HET_BACKFILL_S),
                 "AllowSpecResourcesUsage": "YES",
                 "MaxArraySize": "1001",
                 "MaxJobCount": "20000",
@@ -301,10 +302,12 @@ class FidelityCluster(BankedCluster):
 
         wait_until(usable, 30, "the QOS to reach slurmctld", 0.2)
 
-    def backfill_for_het_jobs(self) -> None:
-        self.extra_slurm_conf["SchedulerParameters"] = _scheduler(HET_BACKFILL_S)
+    def backfill_seldom(self) -> None:
+        """From the end of the interval before; a restart would be heeded at once, but slurmdbd then forgets who cancelled."""
+        self.extra_slurm_conf["SchedulerParameters"] = _scheduler(BACKFILL_S)
         self.write_slurm_conf()
         self.reconfigure()
+        time.sleep(HET_BACKFILL_S)
 
     def write_banking(self) -> None:
         super().write_banking()

@@ -36,7 +36,7 @@ RULES: Mapping[str, str] = {
     "Slurm shortened its time": "--time-min, of it or of another component of its het job",
     "fewer sockets than it could have": "--gpus-per-socket; its cores are on fewer sockets than the estimate is for",
     "its tasks stand otherwise on its nodes": "on several nodes; how its tasks are spread decides a few of its CPUs",
-    "Slurm gives added tasks no CPUs": "scontrol update NumTasks=; the job keeps the CPUs that it asked for",
+    "Slurm gives added tasks nothing": "scontrol update NumTasks=; the job keeps the CPUs and GPUs that it asked for",
     "fewer GPUs than Slurm may deal": "--gpus-per-task with --cpus-per-gpu: as its CPUs lie, Slurm deals it more GPUs than it"
     " asked for, up to what the estimate is for",
     "less memory beside specialised threads": "--thread-spec, memory per CPU: Slurm counts whole tasks only, on some nodes",
@@ -334,8 +334,9 @@ class Judge:
         tasks_asked = any(
             word.startswith("NumTasks=") for update in job.updates for word in update["wanted"]
         )
-        if kind == "updated" and tasks_asked and theirs.get("cpu", 0) < ours.get("cpu", 0):
-            return "Slurm gives added tasks no CPUs"
+        fewer = any(theirs.get(what, 0) < ours.get(what, 0) for what in ("cpu", "gres/gpu"))
+        if kind == "updated" and tasks_asked and fewer:
+            return "Slurm gives added tasks nothing"
         nodes_asked = any(
             word.startswith("NumNodes=") for update in job.updates for word in update["wanted"]
         )

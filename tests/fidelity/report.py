@@ -425,20 +425,20 @@ def run(plan: Plan, tell: Tell) -> int:
 
 
 def _submit_all(driver: Driver, cluster: FidelityCluster, plan: Plan) -> None:
-    """Het jobs after the others, when Slurm's backfill looks more often: nothing else starts them."""
+    """Het jobs first, while Slurm's backfill looks often: nothing else starts them."""
     if plan.only:
         driver.run(_ending(plan.drawn()), jobs=plan.jobs, quotas={})
         return
     quotas = plan.quotas()
     het_quota = quotas.pop("het", 0)
     het_jobs = round(plan.jobs / len(plan.names)) if "het" in plan.names else 0
-    if plan.jobs > het_jobs:
-        drawn = (one for one in plan.drawn() if len(one.components) == 1)
-        driver.run(drawn, jobs=plan.jobs - het_jobs, quotas=quotas)
     if het_jobs:
-        cluster.backfill_for_het_jobs()
         drawn = (one for one in plan.drawn() if len(one.components) > 1)
         driver.run(drawn, jobs=het_jobs, quotas={"het": het_quota})
+    if plan.jobs > het_jobs:
+        cluster.backfill_seldom()
+        drawn = (one for one in plan.drawn() if len(one.components) == 1)
+        driver.run(drawn, jobs=plan.jobs - het_jobs, quotas=quotas)
 
 
 def _ending(drawn: Iterator[Submission]) -> Iterator[Submission]:
