@@ -10,8 +10,10 @@
 #   make cluster    a cluster with everything in it that stays up to play with; make cluster-stop ends it
 #   make check      unit, property, server and plugin tests                       make live   the real cluster
 #   make client     generate mybrc_client from spec/mybrc.openapi.yaml            make lint   ruff, mypy, shellcheck
+#   make sanitize   the plugins under sanitizers and valgrind: all their tests, a million hostile calls (CALLS= SEED=)   (root)
 #   make bench      the budgets of docs/architecture.md, measured
 #   make fidelity   estimates and charges against Slurm itself, over 2,000 random jobs (SEED= JOBS=)           (root)
+#   make faults     the money of a cluster that is broken again and again under load (SEED= SCHEDULES=)        (root)
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -21,7 +23,7 @@ PARALLEL := -n 2 --dist loadfile
 SETUP_STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plugins install uninstall cluster cluster-stop demo check live test client client-check lint bench fidelity clean
+.PHONY: help setup plugins install uninstall cluster cluster-stop demo check live test client client-check lint sanitize bench fidelity faults clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,10 +52,10 @@ demo: setup
 	@$(VENV_PYTHON) -m tests.rig.demo
 
 check: setup client-check
-	$(PYTEST) $(PARALLEL) tests/unit tests/server tests/plugins $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) tests/unit tests/server tests/plugins tests/sanitize $(PYTEST_ARGS)
 
 live: setup
-	$(PYTEST) tests/live tests/rig tests/fidelity $(PYTEST_ARGS)
+	$(PYTEST) tests/live tests/rig tests/fidelity tests/faults $(PYTEST_ARGS)
 
 test: check live
 
@@ -68,11 +70,19 @@ lint:
 	$(VENV)/bin/mypy
 	shellcheck docker/*.sh spec/*.sh csrc/*.sh .ci/run
 
+sanitize: setup
+	BANKING_SANITIZE=1 $(PYTEST) tests/plugins $(PYTEST_ARGS)
+	BANKING_THOROUGH=1 BANKING_FUZZ_CALLS=$(or $(CALLS),1000000) $(if $(SEED),BANKING_FUZZ_SEED=$(SEED)) \
+		$(PYTEST) -s tests/sanitize $(PYTEST_ARGS)
+
 bench: setup
 	@$(VENV_PYTHON) -m tests.bench
 
 fidelity: setup
 	@$(VENV_PYTHON) -m tests.fidelity $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
+
+faults: setup
+	@$(VENV_PYTHON) -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(SCHEDULES),--schedules $(SCHEDULES))
 
 clean:
 	rm -rf build

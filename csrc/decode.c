@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "decode.h"
 
+#include "node_count.h"
 #include "tres_alloc.h"
 
 #include <ctype.h>
@@ -10,6 +11,7 @@
 #define PARTITIONS_CACHED 256
 #define FACTS_AGE_S 300
 #define MERGED_GRES_MAX 4096
+#define TEXT_MAX 16384
 
 static char *lower_copy(const char *text)
 {
@@ -432,14 +434,27 @@ static void decode_association(const char *account, const char *qos, decoded_job
 /* A list of required nodes is a least number of nodes (as Slurm's validate_job_create_req). */
 static uint32_t at_least_required_nodes(uint32_t min_nodes, const char *req_nodes)
 {
-	banking_hostlist hosts;
-	uint32_t count = 0;
+	uint32_t count = banking_node_count(req_nodes);
 
-	if (!req_nodes || !req_nodes[0] || !(hosts = slurm_hostlist_create((char *) req_nodes)))
+	if (!count)
 		return min_nodes;
-	count = (uint32_t) slurm_hostlist_count(hosts);
-	slurm_hostlist_destroy(hosts);
 	return ((min_nodes == NO_VAL) || (min_nodes < count)) ? count : min_nodes;
+}
+
+extern bool text_too_long(const job_desc_msg_t *job_desc)
+{
+	/* not req_nodes, which Slurm takes of any length, nor admin_comment, which only administrators and plugins set */
+	const char *const texts[] = {
+		job_desc->account, job_desc->partition, job_desc->qos, job_desc->array_inx, job_desc->name,
+		job_desc->reservation, job_desc->tres_per_job, job_desc->tres_per_node, job_desc->tres_per_socket,
+		job_desc->tres_per_task, job_desc->cpus_per_tres, job_desc->mem_per_tres,
+	};
+
+	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+		if (texts[i] && (strnlen(texts[i], TEXT_MAX + 1) > TEXT_MAX))
+			return true;
+	}
+	return false;
 }
 
 extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_uid, decoded_job *owned,

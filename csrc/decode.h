@@ -29,6 +29,12 @@ typedef struct {
 	partition_facts **many_facts;
 } decoded_job;
 
+/*
+ * Is a text of this job longer than any that Slurm takes (up to 22.05 from 1 to 4 KiB, which it checks only after the
+ * plugins)? Nobody should hold slurmctld's locks with a megabyte of them.
+ */
+extern bool text_too_long(const job_desc_msg_t *job_desc);
+
 extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_uid, decoded_job *owned,
 			      banking_submission *submission);
 

@@ -6,6 +6,7 @@
  */
 #include "decode.h"
 #include "shim.h"
+#include "text.h"
 #include "token.h"
 
 const char plugin_name[] = "Slurm banking: what a job could cost, against what its account has";
@@ -57,6 +58,7 @@ static int settle(const char *event, banking_reply *reply, bool may_reject, char
 {
 	reply->message[sizeof(reply->message) - 1] = '\0';
 	reply->token[sizeof(reply->token) - 1] = '\0';
+	banking_clean_message(reply->message);
 	switch (reply->verdict) {
 	case BANKING_ACCEPTED:
 		append_line(err_msg, reply->message);
@@ -112,6 +114,8 @@ extern int job_submit(job_desc_msg_t *job_desc, uint32_t submit_uid, char **err_
 	/* somebody else's token, or one that came along from another cluster, is worth nothing here */
 	if (job_desc->admin_comment)
 		banking_token_strip(job_desc->admin_comment);
+	if (text_too_long(job_desc))
+		return ESLURM_PATHNAME_TOO_LONG;	/* as Slurm would, a moment later */
 	if (shim_attached()) {
 		banking_submission submission;
 		decoded_job owned;
@@ -157,6 +161,8 @@ extern int job_modify(JOB_MODIFY_PARAMETERS)
 	if ((!job_desc->admin_comment && !update_could_cost(job_desc)) ||
 	    !may_update(job_desc, job_ptr, submit_uid, &operator_caller))
 		return SLURM_SUCCESS;
+	if (text_too_long(job_desc))
+		return ESLURM_PATHNAME_TOO_LONG;
 	keep_token(job_desc, job_ptr);
 	if (!update_could_cost(job_desc))
 		return SLURM_SUCCESS;

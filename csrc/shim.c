@@ -6,8 +6,10 @@
 #include "policy_scan.h"
 #include "python_start.h"
 #include "shim.h"
+#include "text.h"
 
 #define UNDECIDED_LOG_INTERVAL_S 60
+#define LOG_LINE_MAX 65536
 
 static struct {
 	int off;
@@ -22,16 +24,20 @@ extern void banking_py_start(const banking_host *host, banking_reply *reply);
 
 extern void banking_log(int level, const char *line)
 {
+	char *clean = xstrndup(line, LOG_LINE_MAX);
+
+	banking_clean_line(clean);
 	switch (level) {
 	case BANKING_LOG_ERROR:
-		error("slurm_banking: %s", line);
+		error("slurm_banking: %s", clean);
 		break;
 	case BANKING_LOG_INFO:
-		info("slurm_banking: %s", line);
+		info("slurm_banking: %s", clean);
 		break;
 	default:
-		debug("slurm_banking: %s", line);
+		debug("slurm_banking: %s", clean);
 	}
+	xfree(clean);
 }
 
 static void log_line(int level, const char *plugin, const char *text, const char *more)

@@ -31,7 +31,10 @@ extern const char *shim_why(void);
 /* One line: the first at once, then at most one in a minute, with the number of those left out. */
 extern void shim_log_undecided(const char *event, const char *outcome, const char *reason);
 
-/* One line "slurm_banking: ..." in slurmctld's log; the one place that calls Slurm's variadic log functions. */
+/*
+ * One line "slurm_banking: ..." in slurmctld's log, whatever is in it; the one place that calls Slurm's variadic log
+ * functions.
+ */
 extern void banking_log(int level, const char *line);
 
 #endif

@@ -18,7 +18,6 @@
 
 #include "src/common/assoc_mgr.h"
 #include "src/common/bitstring.h"
-#include "src/common/hostlist.h"
 #include "src/common/list.h"
 #include "src/common/log.h"
 #include "src/common/read_config.h"
@@ -62,10 +61,8 @@
 /* A list is a "List" (a pointer type) before 23.11 and a "list_t *" since; both are this. */
 #if BANKING_SINCE(23, 11)
 typedef list_t *banking_list;
-typedef hostlist_t *banking_hostlist;
 #else
 typedef List banking_list;
-typedef hostlist_t banking_hostlist;
 #endif
 
 /* What select hands out: the bits stayed, their names did not. */

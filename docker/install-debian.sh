@@ -46,7 +46,7 @@ packages_of() {
 	controller) echo "slurmctld slurm-client munge" ;;
 	node) echo "slurmd slurm-client munge" ;;
 	database) echo "slurmdbd munge mariadb-server mariadb-client" ;;
-	tests) echo "postgresql procps shellcheck" ;;
+	tests) echo "postgresql procps shellcheck libfaketime valgrind strace" ;;
 	*) fail "unknown group \"$1\": expected runtime, build, controller, node, database or tests" ;;
 	esac
 }

@@ -146,6 +146,21 @@ def _socket_path(value: Any) -> str:
     return path
 
 
+def _metrics_address(value: Any) -> str:
+    """Nothing, or HOST:PORT with an address: a name would have to be looked up, and may have several."""
+    if value == "":
+        return ""
+    octet = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+    pattern = rf"({octet}(?:\.{octet}){{3}}|\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\]):([0-9]{{1,5}})"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) else None
+    every_address = match is not None and not re.search("[1-9a-fA-F]", match[1])
+    if match is None or every_address or not 0 < int(match[2]) < 65536:
+        raise _Wrong(
+            'expected "" or an address of this host and a port, like "127.0.0.1:9817" or "[::1]:9817"; not all addresses'
+        )
+    return str(value)
+
+
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
     r"(?::(?P<port>[0-9]{1,5}))?(?P<path>(?:/[A-Za-z0-9._~%!$&'()*+,;=:@-]*)*)"
@@ -383,6 +398,7 @@ class Relay:
     sacct_lookback_h: int = _key(_seconds(1, 24 * 90, "hours"), 48)
     lien_grace_s: int = _key(_seconds(5, 3600), 30)
     deliver_retry_max_s: int = _key(_seconds(1, 3600), 300)
+    metrics: str = _key(_metrics_address, "")  #: where Prometheus may ask; "": nowhere
     admin_users: Tuple[str, ...] = _key(_words, ())  #: besides root and SlurmUser
 
 

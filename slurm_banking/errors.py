@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 
 class BankingError(Exception):
@@ -50,7 +50,18 @@ class BankError(BankingError):
 
 
 class BankUnavailable(BankError):
-    """No answer, a 5xx, or not the bank's language (HTML): try again later."""
+    """No answer, a 5xx, or not the bank's language (HTML): try again later.
+
+    ``retry_after_s``: for how long the bank asks to be left alone; None: it does not say. ``answered``: a complete answer
+    came that is of no use, so that the trouble may lie with this question, and another be answered.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_s: Optional[float] = None, answered: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.answered = answered
 
 
 class BankUnauthorized(BankError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import List, Optional, Sequence, Tuple
+from operator import attrgetter
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from slurm_banking.allocation import allocations, anyway
 from slurm_banking.amounts import CSU_PER_SU, SECONDS_PER_HOUR, lien_csu, share_csu
@@ -49,17 +50,50 @@ class Hints:
     partition: Optional[str] = None  #: a partition, of several named, in which it fits as it is
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A submission in one of the partitions that it names."""
+class _Rate(NamedTuple):
+    """The dearest that a submission could be given in one partition, whatever its time limit."""
 
     price: Price
-    max_time_min: int
+    inputs: Mapping[str, Any]  #: of the price
     tres: Tres
     su_per_hour: Decimal
+    could_run: bool  #: by what it asks for; the time limit is another matter
+
+
+class _Candidate(NamedTuple):
+    """A submission in one of the partitions that it names."""
+
+    rate: _Rate
+    max_time_min: int
     time_limit_min: int
     per_task_csu: int
-    could_run: bool  #: by what it asks for; the time limit is another matter
+
+
+class _Kept(NamedTuple):
+    """Rates of a submission that may come again, with what they were made from, so that it lives as long as they do."""
+
+    partitions: Tuple[Partition, ...]
+    prices: PriceList
+    rates: Tuple[_Rate, ...]  #: of ``partitions``, in their order
+    warnings: Tuple[str, ...]
+
+
+#: Users submit the same thing again and again. What it could be given, at what price, is found here, by everything that
+#: allocations() reads of a submission; a price list or a partition that changed is another object. It holds no more than
+#: KEPT_MAX, and nothing long that a user wrote.
+_kept: Dict[Tuple[Any, ...], _Kept] = {}
+KEPT_MAX = 512
+KEPT_TEXT_MAX = 400
+
+_texts_of = attrgetter(
+    "tres_per_job", "tres_per_node", "tres_per_socket", "tres_per_task", "cpus_per_tres", "mem_per_tres",
+)  # fmt: skip
+_request_of = attrgetter(
+    "qos", "min_cpus", "min_nodes", "max_nodes", "num_tasks", "cpus_per_task", "ntasks_per_node",
+    "ntasks_per_socket", "ntasks_per_core", "ntasks_per_tres", "sockets_per_node", "cores_per_socket",
+    "threads_per_core", "pn_min_cpus", "core_spec", "thread_spec", "overcommit", "exclusive", "memory_mb",
+    "memory_per_cpu",
+)  # fmt: skip
 
 
 def estimate(
@@ -107,10 +141,9 @@ def estimate_queued(
     nodes = max(1, job.nodes)
     tres = job.tres if job.tres.cpus else Tres(cpus=max(nodes, job.cpus), nodes=nodes)
     for name in [name for name in job.partition.split(",") if name] or [job.partition]:
-        price = _price(name, job.qos, prices, unlisted, warnings)
-        time_limit_min = _horizon(job.time_limit_min, name, horizon_min)
-        candidates.append(_candidate(price, (tres,), time_limit_min))
-    dearest = max(candidates, key=_cost)
+        rate = _rate_of_queued(name, job.qos, tres, prices, unlisted, warnings)
+        candidates.append(_candidate(rate, _horizon(job.time_limit_min, name, horizon_min)))
+    dearest = candidates[0] if len(candidates) == 1 else max(candidates, key=_cost)
     return _as_estimate(dearest, max(1, job.tasks), job.qos, tuple(warnings), lien_share)
 
 
@@ -153,7 +186,9 @@ def what_would_fit(
         time_limit=None if time_limit_min is None else format_time_limit(time_limit_min),
         tasks=some,
         array=first_tasks(sub.array_inx, some) if some and tasks is None else None,
-        partition=cheapest.price.partition if cheapest and len(inside) < len(counting) else None,
+        partition=cheapest.rate.price.partition
+        if cheapest and len(inside) < len(counting)
+        else None,
     )
 
 
@@ -173,7 +208,7 @@ def _longest_that_fits(
         if high < least:
             return None
         limits = (
-            time_that_fits(available_csu, candidate.su_per_hour)
+            time_that_fits(available_csu, candidate.rate.su_per_hour)
             for candidate in _that_count(candidates, sub, high)
         )
         fits = min((limit for limit in limits if limit is not None), default=high)
@@ -233,39 +268,94 @@ def _candidates(
 
     Once Slurm has tried a job in a partition of whole nodes, it gives it whole nodes in the others that it names, too.
     """
-    candidates: List[_Candidate] = []
-    warnings: List[str] = []
     # Slurm itself refuses a list with an unknown partition in it, and says so better than a missing price would.
-    partitions = [partition for partition in sub.partitions if partition.found] or sub.partitions
-    if len(partitions) > 1 and not sub.exclusive:
-        if any(partition.exclusive for partition in partitions):
-            sub = replace(sub, exclusive=True)
-    for partition in partitions:
-        price = _price(partition.name, sub.qos, prices, unlisted, warnings)
-        time_limit_min = _time_limit(sub, partition, horizon_min)
-        could_run = True
-        choices: Sequence[Tres] = (running,) if running is not None else ()
-        if running is None:
-            try:
-                choices = allocations(sub, partition)
-                if not choices:
-                    could_run = False
-                    choices = anyway(sub, partition)
-            except ValueError as error:
-                raise Unpriceable(Reason.MALFORMED, str(error)) from None
-        candidates.append(
-            _candidate(price, choices, time_limit_min, partition.max_time_min, could_run)
-        )
-    return candidates, warnings
+    partitions = (
+        tuple([partition for partition in sub.partitions if partition.found]) or sub.partitions
+    )
+    key = _key(sub, partitions, prices, unlisted, running)
+    kept = None if key is None else _kept.get(key)
+    if kept is None:
+        made: List[Tuple[_Rate, int]] = []
+        warnings: List[str] = []
+        whole = sub
+        if len(partitions) > 1 and not sub.exclusive:
+            if any(partition.exclusive for partition in partitions):
+                whole = replace(sub, exclusive=True)
+        for partition in partitions:
+            price = _price(partition.name, sub.qos, prices, unlisted, warnings)
+            time_limit_min = _time_limit(sub, partition, horizon_min)
+            made.append((_rate_in(whole, partition, price, running), time_limit_min))
+        kept = _Kept(partitions, prices, tuple([rate for rate, _ in made]), tuple(warnings))
+        if key is not None:
+            _keep(key, kept)
+        limits = [time_limit_min for _, time_limit_min in made]
+    else:
+        limits = [_time_limit(sub, partition, horizon_min) for partition in partitions]
+    candidates = [
+        _candidate(rate, time_limit_min, partition.max_time_min)
+        for rate, time_limit_min, partition in zip(kept.rates, limits, partitions)
+    ]
+    return candidates, list(kept.warnings)
 
 
-def _candidate(
-    price: Price,
-    choices: Sequence[Tres],
-    time_limit_min: int,
-    max_time_min: int = UNLIMITED,
-    could_run: bool = True,
-) -> _Candidate:
+def _key(
+    sub: Submission,
+    partitions: Tuple[Partition, ...],
+    prices: PriceList,
+    unlisted: str,
+    running: Optional[Tres],
+) -> Optional[Tuple[Any, ...]]:
+    """Under which the rates of ``sub`` are kept; None: they are not."""
+    texts = _texts_of(sub)
+    if any(texts) and len("".join(texts)) > KEPT_TEXT_MAX:
+        return None
+    if sub.qos is not None and len(sub.qos) > KEPT_TEXT_MAX:
+        return None
+    # By identity: records with tables in them have no hash, and a _Kept keeps its own alive.
+    return (
+        *map(id, partitions), id(prices), unlisted, running, _request_of(sub), texts,
+    )  # fmt: skip
+
+
+def _keep(key: Tuple[Any, ...], kept: _Kept) -> None:
+    if len(_kept) >= KEPT_MAX:
+        _kept.clear()
+    _kept[key] = kept
+
+
+def _rate_of_queued(
+    partition: str,
+    qos: Optional[str],
+    tres: Tres,
+    prices: PriceList,
+    unlisted: str,
+    warnings: List[str],
+) -> _Rate:
+    """Of a record of Slurm's queue: what it has, or what Slurm says that it would get."""
+    key = (id(prices), unlisted, partition, qos, tres)
+    kept = _kept.get(key)
+    if kept is not None:
+        return kept.rates[0]
+    told = len(warnings)
+    rate = _rate(_price(partition, qos, prices, unlisted, warnings), (tres,), True)
+    if len(warnings) == told and len(partition) + len(qos or "") <= KEPT_TEXT_MAX:
+        _keep(key, _Kept((), prices, (rate,), ()))
+    return rate
+
+
+def _rate_in(sub: Submission, partition: Partition, price: Price, running: Optional[Tres]) -> _Rate:
+    if running is not None:
+        return _rate(price, (running,), True)
+    try:
+        choices = allocations(sub, partition)
+        if choices:
+            return _rate(price, choices, True)
+        return _rate(price, anyway(sub, partition), False)
+    except ValueError as error:
+        raise Unpriceable(Reason.MALFORMED, str(error)) from None
+
+
+def _rate(price: Price, choices: Sequence[Tres], could_run: bool) -> _Rate:
     """The dearest of ``choices``; of equal ones the first."""
     tres = choices[0]
     su_per_hour = price.su_per_hour(tres)
@@ -273,15 +363,12 @@ def _candidate(
         dearer = price.su_per_hour(choice)
         if dearer > su_per_hour:
             tres, su_per_hour = choice, dearer
-    return _Candidate(
-        price=price,
-        max_time_min=max_time_min,
-        tres=tres,
-        su_per_hour=su_per_hour,
-        time_limit_min=time_limit_min,
-        per_task_csu=lien_csu(su_per_hour, 1, time_limit_min * SECONDS_PER_MIN),
-        could_run=could_run,
-    )
+    return _Rate(price, price.inputs(), tres, su_per_hour, could_run)
+
+
+def _candidate(rate: _Rate, time_limit_min: int, max_time_min: int = UNLIMITED) -> _Candidate:
+    per_task_csu = lien_csu(rate.su_per_hour, 1, time_limit_min * SECONDS_PER_MIN)
+    return _Candidate(rate, max_time_min, time_limit_min, per_task_csu)
 
 
 def _cost(candidate: _Candidate) -> int:
@@ -302,7 +389,7 @@ def _that_count(
     for candidate in candidates:
         limit = candidate.time_limit_min if time_limit_min is None else time_limit_min
         longest = candidate.max_time_min
-        if candidate.could_run and (
+        if candidate.rate.could_run and (
             longest < 0 or limit <= longest or (least is not None and 0 < least <= longest)
         ):
             found.append(candidate)
@@ -310,6 +397,8 @@ def _that_count(
 
 
 def _dearest(candidates: Sequence[_Candidate], sub: Submission) -> _Candidate:
+    if len(candidates) == 1:
+        return candidates[0]
     return max(_that_count(candidates, sub), key=_cost)
 
 
@@ -324,10 +413,10 @@ def _as_estimate(
         cost_csu=candidate.per_task_csu * tasks,
         per_task_csu=candidate.per_task_csu,
         tasks=tasks,
-        partition=candidate.price.partition,
-        tres=candidate.tres,
+        partition=candidate.rate.price.partition,
+        tres=candidate.rate.tres,
         time_limit_min=candidate.time_limit_min,
-        price=candidate.price.inputs(),
+        price=candidate.rate.inputs,
         qos=qos,
         warnings=warnings,
         lien_share=lien_share,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from slurm_banking.amounts import EXACT
@@ -20,6 +21,9 @@ _GB_PER_MB = Decimal("0.0009765625")  # 1/1024, exactly
 
 #: How the priced resources of a partition make one price: added, or the dearest of them (Slurm's MAX_TRES).
 COMBINE = ("sum", "max")
+
+#: Prices by partition and QOS that a list keeps.
+_KNOWN_MAX = 512
 
 #: The state of a run that somebody with authority over Slurm ended, not its user.
 CANCELLED_BY_ADMIN = "CANCELLED_BY_ADMIN"
@@ -57,7 +61,7 @@ class Rates:
     def free(self) -> bool:
         return not any((self.cpu, self.mem_gb, self.node, self.billing, *self.gpu.values()))
 
-    @property
+    @cached_property
     def cpu_only(self) -> bool:
         """Whether it is the plain table of the original: SU per CPU-hour and nothing else."""
         return not any((self.mem_gb, self.node, self.billing, *self.gpu.values()))
@@ -171,6 +175,9 @@ class PriceList:
     qos_multiplier: Mapping[str, Decimal] = field(default_factory=dict)
     state_factor: Mapping[str, Decimal] = field(default_factory=dict)
     version: str = field(init=False, default="")
+    _known: Dict[Tuple[str, Optional[str]], Price] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "partitions", dict(self.partitions))
@@ -193,8 +200,17 @@ class PriceList:
 
     def price(self, partition: str, qos: Optional[str]) -> Optional[Price]:
         """None: the partition is not in the list. What that means is the caller's policy (``unlisted_partition``)."""
+        known = self._known.get((partition, qos))
+        if known is not None:
+            return known
         rates = self.partitions.get(partition)
-        return None if rates is None else self._price(partition, qos, rates)
+        if rates is None:
+            return None
+        price = self._price(partition, qos, rates)
+        if len(self._known) >= _KNOWN_MAX:  # a QOS may be any text
+            self._known.clear()
+        self._known[partition, qos] = price
+        return price
 
     def free(self, partition: str, qos: Optional[str]) -> Price:
         """The price of an unlisted partition where the configuration says that those are free."""

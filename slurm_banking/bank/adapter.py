@@ -19,7 +19,7 @@ import requests
 
 from mybrc_client.api.jobs import create_job, retrieve_job, update_job
 from mybrc_client.models import Job
-from slurm_banking.amounts import parse_su
+from slurm_banking.amounts import format_su, parse_su
 from slurm_banking.bank import wire
 from slurm_banking.bank.funds import FundsReader, Period
 from slurm_banking.bank.transport import FieldErrors, NotFound, Transport
@@ -40,6 +40,9 @@ class Acknowledgement:
     bank_csu: int  #: what the bank's usage holds for the run now
     bank_job_id: str
     note: str = ""  #: what an operator may want to know; "": nothing
+    doubt: str = (
+        ""  #: why the bank's usage may not be what the row says, for an operator; "": it is
+    )
 
 
 class Bank:
@@ -63,7 +66,7 @@ class Bank:
         session: Optional[requests.Session] = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._transport = Transport(url, token, timeout_s=timeout_s, session=session)
+        self._transport = Transport(url, token, timeout_s=timeout_s, session=session, clock=clock)
         self._funds = FundsReader(self._transport, resource=resource, clock=clock)
         self._job_id_format = job_id_format
         self._cluster = cluster
@@ -104,7 +107,7 @@ class Bank:
                     return Acknowledgement(row.held_csu, bank_job_id, "was there already")
                 note = _taken(row)
                 continue
-            _check_amount(answer, counted_csu)
+            _check_answer(answer, bank_job_id, counted_csu)
             return Acknowledgement(counted_csu, bank_job_id, note)
         raise BankRefused(
             f"job {run.job_id} submitted {run.submit_time}: {note}, and so does the other id"
@@ -122,9 +125,9 @@ class Bank:
         held_csu = run.bank_csu if row is None else row.held_csu
         if row is None or not row.is_final_for(run):
             answer = self._transport.call(update_job.sync_detailed, Job, bank_job_id, body=body)
-            _check_amount(answer, run.charge_csu)
-        bank_csu = self._held_after_end(run, held_csu, run.charge_csu)
-        return Acknowledgement(bank_csu, bank_job_id, note)
+            _check_answer(answer, bank_job_id, run.charge_csu)
+        bank_csu, doubt = self._held_after_end(run, held_csu, run.charge_csu)
+        return Acknowledgement(bank_csu, bank_job_id, note, doubt)
 
     def find_run(self, run: LedgerRun) -> Optional[BankRun]:
         """The bank's row of this run, with what its usage holds for it; None: it has none."""
@@ -158,8 +161,11 @@ class Bank:
             return None
         row = wire.row_from_wire(job)
         if row.bank_job_id != bank_job_id:
-            raise BankUnavailable(f"asked for job {bank_job_id}, the bank answered about another")
-        return replace(row, held_csu=self._held(row, run))
+            raise BankUnavailable(
+                f"asked for job {bank_job_id}, the bank answered about another", answered=True
+            )
+        held_csu, doubt = self._held(row, run)
+        return replace(row, held_csu=held_csu, doubt=doubt)
 
     # -- what counts ------------------------------------------------------------------------------------------------
 
@@ -171,20 +177,20 @@ class Bank:
             period = self._funds.period(account, max_age_s=PERIOD_DOUBTED_S)
         return period is None or start_time >= period.start_high
 
-    def _held(self, row: BankRun, run: LedgerRun) -> int:
+    def _held(self, row: BankRun, run: LedgerRun) -> Tuple[int, str]:
         if row.submit_time is None or row.start_time is None:
-            return 0
+            return 0, ""
         if row.end_time is None:
-            return row.amount_csu if self._start_counts(row.account, row.start_time) else 0
+            return row.amount_csu if self._start_counts(row.account, row.start_time) else 0, ""
         return self._held_after_end(run, run.bank_csu, row.amount_csu, row)
 
     def _held_after_end(
         self, run: LedgerRun, before_csu: int, amount_csu: int, row: Optional[BankRun] = None
-    ) -> int:
-        """What the usage holds after a PUT with all dates, when it held ``before_csu``.
+    ) -> Tuple[int, str]:
+        """What the usage holds after a PUT with all dates, when it held ``before_csu``; and why it may hold something else.
 
         A run that ends after its period is counted by the bundled bank and not by the portal: the smaller of both, so
-        that what is available is never more than the truth.
+        that what is available is never more than the truth. Which it is cannot be asked, and no later PUT would mend it.
         """
         start = run.start_time if row is None else row.start_time
         end = run.end_time if row is None else row.end_time
@@ -193,8 +199,16 @@ class Bank:
         if period is not None and not _inside(period, start, end):
             period = self._funds.period(run.account, max_age_s=PERIOD_DOUBTED_S)
         if period is None or _inside(period, start, end):
-            return amount_csu
-        return before_csu if start < period.start_low else min(before_csu, amount_csu)
+            return amount_csu, ""
+        if start < period.start_low:
+            return before_csu, ""
+        if before_csu == amount_csu:
+            return amount_csu, ""
+        doubt = (
+            f"it ended after its allocation, when the portal counts nothing any more: usage at the bank may hold "
+            f"{format_su(before_csu)} SU for {run.account} where {format_su(amount_csu)} are right"
+        )
+        return min(before_csu, amount_csu), doubt
 
 
 def _inside(period: Period, start: int, end: int) -> bool:
@@ -208,8 +222,12 @@ def _taken(row: BankRun) -> str:
     )
 
 
-def _check_amount(answer: Job, sent_csu: int) -> None:
+def _check_answer(answer: Job, sent_id: str, sent_csu: int) -> None:
     """An answer about something else is no acknowledgement."""
+    if answer.jobslurmid != sent_id:
+        raise BankUnavailable(
+            f"job {sent_id}: the bank answered about job {answer.jobslurmid[:40]}", answered=True
+        )
     if isinstance(answer.amount, str):
         try:
             stored_csu = parse_su(answer.amount)
@@ -217,5 +235,6 @@ def _check_amount(answer: Job, sent_csu: int) -> None:
             stored_csu = -1
         if stored_csu != sent_csu:
             raise BankUnavailable(
-                f"job {answer.jobslurmid[:40]}: sent {sent_csu} csu, the bank answered {answer.amount[:40]}"
+                f"job {answer.jobslurmid[:40]}: sent {sent_csu} csu, the bank answered {answer.amount[:40]}",
+                answered=True,
             )

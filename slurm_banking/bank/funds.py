@@ -313,7 +313,9 @@ class FundsReader:
             nonlocal asked
             asked += 1
             if asked > MAX_QUESTIONS:
-                raise BankUnavailable(f"account {account}: the bank's answers do not settle")
+                raise BankUnavailable(
+                    f"account {account}: the bank's answers do not settle", answered=True
+                )
             return self._ask(account, user_id, cost_csu).success
 
         key = (account, user_id)
@@ -444,7 +446,9 @@ def _numbers(attribute: Any) -> _Numbers:
     usage = getattr(attribute.usage, "value", None) if attribute.usage else None
     used_csu = _csu(usage, ROUND_CEILING) if isinstance(usage, str) else 0
     if used_csu is None:
-        raise BankUnavailable(f"usage of allocation {attribute.allocation} is {usage!r:.40}")
+        raise BankUnavailable(
+            f"usage of allocation {attribute.allocation} is {usage!r:.40}", answered=True
+        )
     if limit_csu is not None and limit_csu >= MAX_WIRE_CSU:
         limit_csu = None
     return _Numbers(limit_csu=limit_csu, used_csu=used_csu)
@@ -457,11 +461,11 @@ def _csu(text: str, rounding: str) -> Optional[int]:
     try:
         value = Decimal(text.strip())
     except InvalidOperation:
-        raise BankUnavailable(f"{text[:40]!r} at the bank is not a number") from None
+        raise BankUnavailable(f"{text[:40]!r} at the bank is not a number", answered=True) from None
     if value.is_infinite() and value > 0:
         return None
     if not value.is_finite() or abs(value) > Decimal(10) ** 15:
-        raise BankUnavailable(f"{text[:40]!r} at the bank is not an amount")
+        raise BankUnavailable(f"{text[:40]!r} at the bank is not an amount", answered=True)
     return int((value * 100).to_integral_value(rounding=rounding))
 
 

@@ -7,11 +7,17 @@ no connection, no complete answer in time, 3xx, 408, 429,     BankUnavailable
 401, 403                                                      BankUnauthorized
 any other refusal in the bank's language                      BankRefused (or a subclass)
 ============================================================  ==========================
+
+An outage of which the bank itself speaks (429, 502 to 504) is one for every question; a 500, or an answer that makes no
+sense, may be about the one that was asked (``BankUnavailable.answered``). With 429 and 503 the bank may say how long to
+leave it alone (``Retry-After``).
 """
 
 from __future__ import annotations
 
+import email.utils
 import json
+import time
 from typing import (
     Any,
     Callable,
@@ -43,6 +49,11 @@ _MAX_CONNECT_S = 3.05
 MAX_PAGES = 50
 
 _SHOWN = 200
+
+#: Longer than this no ``Retry-After`` is believed; how long is really waited, ``deliver_retry_max_s`` bounds further.
+MAX_RETRY_AFTER_S = 86_400.0
+#: Statuses that speak of the whole bank, or of all that one caller asks.
+_WHOLE_BANK = frozenset([408, 429, 502, 503, 504])
 
 T = TypeVar("T")
 
@@ -89,8 +100,15 @@ class Transport:
     """
 
     def __init__(
-        self, url: str, token: str, *, timeout_s: float, session: Optional[requests.Session] = None
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float,
+        session: Optional[requests.Session] = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         connect_s = min(_MAX_CONNECT_S, timeout_s / 3)
         answer_s = timeout_s - connect_s
         self._session = session or new_session(response_s=answer_s, connections=CONNECTIONS)
@@ -126,7 +144,8 @@ class Transport:
                 return response.parsed
             if response.status_code // 100 == 2:
                 raise BankUnavailable(
-                    f"{self._host}: answered {response.status_code} with {_what(response)}, not what the API promises"
+                    f"{self._host}: answered {response.status_code} with {_what(response)}, not what the API promises",
+                    answered=True,
                 )
         raise self._failure(response)
 
@@ -158,19 +177,47 @@ class Transport:
                 f"{self._host}: {status} redirect to {target or 'nowhere'}: is [API] url right?"
             )
         if status >= 500 or status in (408, 429) or status < 200:
-            return BankUnavailable(f"{self._host}: {status} {_detail(response)}")
+            return BankUnavailable(
+                f"{self._host}: {status} {_detail(response)}",
+                retry_after_s=self._retry_after(response) if status in (429, 503) else None,
+                answered=status not in _WHOLE_BANK and status >= 200,
+            )
         body = _json(response)
         if body is None:
             if status in (413, 414, 431):
                 return BankRefused(f"{status}: too large for the bank", status=status)
             problem = NoSuchAddress if status == 404 else BankUnavailable
-            return problem(f"{self._host}: {status} with {_what(response)}: is [API] url right?")
+            text = f"{self._host}: {status} with {_what(response)}: is [API] url right?"
+            return problem(text, answered=True)
         if status == 404:
             return NotFound(f"404 {_detail(response)}")
         if status == 400:
             errors = _by_field(body)
             return FieldErrors(f"400 {_shown(errors)}", errors, heals=_heals(errors))
         return BankRefused(f"{status} {_detail(response)}", status=status)
+
+    def _retry_after(self, response: Response[Any]) -> Optional[float]:
+        """Seconds, from either form of the header; a date is read by the bank's own clock if it tells that too."""
+        text = str(response.headers.get("Retry-After", "")).strip()
+        if text.isascii() and text.isdecimal():
+            return min(float(text[:12]), MAX_RETRY_AFTER_S)
+        until = _http_date(text)
+        if until is None:
+            return None
+        now = _http_date(str(response.headers.get("Date", "")))
+        wait_s = until - (self._clock() if now is None else now)
+        return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S)
+
+
+def _http_date(text: str) -> Optional[float]:
+    """Unix seconds; None: it is no date."""
+    parts = email.utils.parsedate_tz(text[:100])
+    if parts is None:
+        return None
+    try:
+        return float(email.utils.mktime_tz(parts))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _heals(errors: Mapping[str, Sequence[str]]) -> bool:

@@ -36,6 +36,7 @@ class BankRun:
     amount_csu: int
     state: str
     held_csu: int = 0  #: what the bank's usage holds for it, by the bank's rules
+    doubt: str = ""  #: why that may be otherwise; "": it is so
 
     @property
     def told_by_node(self) -> bool:
@@ -106,7 +107,9 @@ def row_from_wire(job: Job) -> BankRun:
     try:
         amount_csu = parse_su(job.amount) if isinstance(job.amount, str) else 0
     except ValueError as error:
-        raise BankUnavailable(f"job {job.jobslurmid[:40]} at the bank: amount: {error}") from None
+        raise BankUnavailable(
+            f"job {job.jobslurmid[:40]} at the bank: amount: {error}", answered=True
+        ) from None
     return BankRun(
         bank_job_id=job.jobslurmid,
         user_id=job.userid,

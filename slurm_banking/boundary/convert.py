@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from slurm_banking.amounts import EXACT
@@ -61,11 +62,11 @@ def nobody(line: str) -> None:
 
 
 def text(ffi: Any, pointer: Any) -> str:
-    """A C string as text; NULL is "". Bytes that are not UTF-8 survive as surrogates."""
+    """A C string as text; NULL is "". What is not UTF-8 is replaced, as where squeue is read: SQLite takes no surrogates."""
     if not pointer:
         return ""
     found: bytes = ffi.string(pointer)
-    return found.decode("utf-8", "surrogateescape")
+    return found.decode("utf-8", "replace")
 
 
 def number(value: int) -> Optional[int]:
@@ -171,10 +172,14 @@ def billing_weights(weights: str, complain: Complain = nobody) -> Optional[Mappi
     return found or None
 
 
+#: Most runs have what another one had before.
+_parse_tres = lru_cache(maxsize=512)(parse_tres)
+
+
 def allocated(tres: str, *, cpus: int, nodes: int, complain: Complain = nobody) -> Tres:
     """What Slurm says it allocated; without its word, the CPUs and nodes that the record has."""
     try:
-        told = parse_tres(tres)
+        told = _parse_tres(tres)
     except ValueError as error:
         complain(f"tres_unread charged_by=cpus_and_nodes problem={error}")
         told = Tres()

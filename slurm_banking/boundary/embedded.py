@@ -15,6 +15,7 @@ from slurm_banking.boundary import convert
 from slurm_banking.boundary.engine import DEBUG, ERROR, INFO, Engine
 from slurm_banking.boundary.starter import start_relay
 from slurm_banking.config import Config
+from slurm_banking.counters import HOOKS
 from slurm_banking.errors import BankingError
 from slurm_banking.records import Outcome, Reason, Verdict
 
@@ -63,19 +64,27 @@ def attach(ffi: Any, lib: Any) -> None:
         lib.banking_log(level, line.encode("utf-8", "backslashreplace").replace(b"\n", b" | "))
 
     def guarded(name: str, work: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        hook = name[len("banking_py_") :]
+        counted = hook in HOOKS
+
         def entry(struct: Any, reply: Any) -> None:
             started = time.perf_counter()
+            failed = False
             try:
                 work(struct, reply)
             except NotReady as error:
                 put(reply.message, str(error), lib.BANKING_MESSAGE_SIZE)
             except Exception as error:  # the last frame before C: nothing may pass
+                failed = True
                 if not isinstance(error, BankingError):
                     log(ERROR, f"plugin_error in={name} where={_where(error)} error={error!r}")
                 else:
                     log(ERROR, f"plugin_error in={name} problem={error}")
                 reply.verdict = lib.BANKING_UNDECIDED
-            reply.elapsed_us = min(int((time.perf_counter() - started) * 1e6), 2**31 - 1)
+            elapsed_us = min(int((time.perf_counter() - started) * 1e6), 2**31 - 1)
+            reply.elapsed_us = elapsed_us
+            if counted and _engine is not None:
+                _engine.counters.took(hook, elapsed_us, failed=failed)
 
         return entry
 

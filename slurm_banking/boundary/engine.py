@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The policy engine as slurmctld runs it: estimate, decide and set aside; charge; one canonical log line each.
 
+A canonical line is an event and then ``key=value``, ids first, ``reason=`` or ``problem=`` last; a key is left out where there
+is nothing to say. Only the last value may have spaces.
+
 One engine per process, whichever plugin comes first. Nothing here raises what it can decide about: a ledger that cannot be
 used makes a submission undecided (``[Policy] undecided`` says what that means) and an ended run a rescan mark, which the
 relay settles from sacct.
@@ -13,12 +16,13 @@ import os
 import threading
 import time
 from dataclasses import replace
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from slurm_banking import messages, settle, tokens
 from slurm_banking.amounts import format_su
 from slurm_banking.boundary.asker import Asker
 from slurm_banking.config import Config, Reloader
+from slurm_banking.counters import Counters
 from slurm_banking.errors import EntryConflict, LedgerError
 from slurm_banking.estimate import Hints, Unpriceable, estimate, what_would_fit
 from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction, new_lien_id
@@ -109,6 +113,9 @@ class Engine:
     ) -> None:
         self.cluster = cluster
         self.log = log
+        self.counters = Counters(
+            lambda problem: self.log(ERROR, f"counters_unavailable {problem}"),
+        )
         self.reloader = Reloader(config_path, True)
         self.asker = asker or Asker(slurm_user_id)
         self._ledger: Optional[Ledger] = None
@@ -123,6 +130,7 @@ class Engine:
             self.ledger(config)
         except LedgerError as error:
             self._ledger_failed(error)
+        self.counters.write()  # who reads them need not wait for the first job
 
     # -- what it stands on ------------------------------------------------------------------------------------------
 
@@ -131,6 +139,7 @@ class Engine:
         problem = self.reloader.take_problem()
         if problem is not None:
             self.log(ERROR, f"config_rejected keeping=last_good problem={problem}")
+        self.counters.use(config.ledger.state_dir)
         return config
 
     def prices(self, config: Config) -> PriceList:
@@ -186,7 +195,7 @@ class Engine:
         config = self.config()
         verdict = self._decide_submission(sub, config)
         verdict = self._enforced(verdict, config, sub.account)
-        self._log_submission(sub, verdict, started)
+        self._conclude("submit", self._submission_words(sub, verdict), verdict, config, started)
         return verdict
 
     def _decide_submission(self, sub: Submission, config: Config) -> Verdict:
@@ -334,7 +343,8 @@ class Engine:
                     return verdict  # only the note of it could not be written
                 return self._undecided(Reason.LEDGER_UNAVAILABLE, cost, config, account)
             if ask:
-                self.asker.refresh(config.relay.socket, account, sub.job_user_id, FRESH_S)
+                fresh = self.asker.refresh(config.relay.socket, account, sub.job_user_id, FRESH_S)
+                self.counters.asked(fresh)
 
     def _settled(
         self,
@@ -493,16 +503,27 @@ class Engine:
             set_aside_csu=verdict.set_aside_csu,
         )
 
-    def _log_submission(self, sub: Submission, verdict: Verdict, started: float) -> None:
+    def _submission_words(self, sub: Submission, verdict: Verdict) -> List[str]:
         words = [f"submission_{verdict.outcome.value}", f"job_user={sub.job_user_id}"]
         if sub.submit_user_id != sub.job_user_id:
             words.append(f"submit_user={sub.submit_user_id}")
         words.append(f"account={_word(sub.account or '-')}")
-        words += _numbers(verdict)
+        words += _numbers(verdict, sub)
         if verdict.token:
             words.append(f"lien={verdict.token.split('=')[1].split(':')[0]}")
-        words.append(f"elapsed_us={int((time.perf_counter() - started) * 1e6)}")
-        words.append(f"reason={verdict.reason.value}")
+        return words
+
+    def _conclude(
+        self, hook: str, words: List[str], verdict: Verdict, config: Config, started: float
+    ) -> None:
+        """Count it, and log its one line."""
+        outcome = verdict.outcome.value if verdict.would_be is None else "would_refuse"
+        reason = verdict.reason.value
+        self.counters.decided(hook, outcome, reason)
+        estimated = verdict.estimate
+        prices = self.prices(config).version if estimated is None else estimated.price_version
+        elapsed_us = int((time.perf_counter() - started) * 1e6)
+        words.append(f"prices={prices} hook={hook} elapsed_us={elapsed_us} reason={reason}")
         self.log(INFO, " ".join(words))
 
     # -- updates ----------------------------------------------------------------------------------------------------
@@ -514,21 +535,24 @@ class Engine:
         """
         started = time.perf_counter()
         config = self.config()
-        verdict = self._decide_update(update, config)
+        found: List[str] = []
+        verdict = self._decide_update(update, config, found)
         verdict = self._enforced(verdict, config, update.wanted.account)
         words = [
             f"update_{verdict.outcome.value}",
             f"job_id={update.job_id}",
+            f"job_user={update.wanted.job_user_id}",
             f"by_user={update.wanted.submit_user_id}",
             f"account={_word(update.wanted.account or '-')}",
-            *_numbers(verdict),
-            f"elapsed_us={int((time.perf_counter() - started) * 1e6)}",
-            f"reason={verdict.reason.value}",
+            *_numbers(verdict, update.wanted),
         ]
-        self.log(INFO, " ".join(words))
+        if found:
+            words.append(f"lien={found[-1]}")
+        self._conclude("update", words, verdict, config, started)
         return verdict
 
-    def _decide_update(self, update: JobUpdate, config: Config) -> Verdict:
+    def _decide_update(self, update: JobUpdate, config: Config, found: List[str]) -> Verdict:
+        """``found`` is given the lien that the job has, and the one that it is given."""
         sub = update.wanted
         early = self._without_funds(sub, config)
         if early is not None:
@@ -552,6 +576,8 @@ class Engine:
         def find(tx: Transaction) -> Tuple[int, int]:
             nonlocal current, wanted_csu
             current = self._set_aside_for(tx, update)
+            if current is not None and current.lien_id is not None:
+                found.append(current.lien_id)
             wanted_csu = cost.per_task_lien_csu
             if current is None or current.account != sub.account:
                 return cost.lien_csu, 0
@@ -584,7 +610,7 @@ class Engine:
                         current, per_task_csu=wanted_csu, inputs=inputs, actor=ACTOR, reason=why
                     )
             else:
-                tx.open_lien(
+                opened = tx.open_lien(
                     account=sub.account or "",
                     user_id=sub.job_user_id,
                     per_task_csu=cost.per_task_lien_csu,
@@ -601,6 +627,7 @@ class Engine:
                     restart_count=update.restart_count,
                     supersedes=current.lien_id if isinstance(current, Lien) else None,
                 )
+                found.append(opened)
             return ""
 
         def refused(tx: Transaction, verdict: Verdict) -> None:
@@ -700,51 +727,92 @@ class Engine:
         started = time.perf_counter()
         config = self.config()
         if self._exempt_run(config, run):
+            words = self._run_words("run_ignored", run)
+            self._told("run_ended", "exempt", words, started, "reason=exempt")
             return
         try:
             with self.ledger(config).transaction() as tx:
                 self._ready(tx, config)
                 result = settle.end_run(tx, run, config, actor=ACTOR)
         except EntryConflict as error:
-            self.log(ERROR, f"run_conflict job_id={run.job_id} problem={error}")
+            words = self._run_words("run_conflict", run)
+            self._told("run_ended", "conflict", words, started, f"problem={error}", ERROR)
             return
         except LedgerError as error:
             self._ledger_failed(error)
-            self._mark_for_rescan(config, run)
+            problem = self._mark_for_rescan(config, run)
+            words = self._run_words("run_to_rescan", run)
+            level = INFO if problem is None else ERROR
+            why = "reason=ledger_unavailable" if problem is None else problem
+            self._told("run_ended", "to_rescan", words, started, why, level)
             return
-        words = [
-            f"run_{result.kind}",
+        words = self._run_words(f"run_{result.kind}", run)
+        words += [f"state={run.state}", f"cpus={run.cpus}", f"elapsed_s={run.elapsed_s}"]
+        ended = result.run
+        if ended is not None and ended.charge_csu is not None:
+            words.append(f"charge_su={format_su(ended.charge_csu)}")
+        if result.overdrawn_csu:
+            words.append(f"above_lien_su={format_su(result.overdrawn_csu)}")
+        if result.next_lien_id:
+            words.append(f"next_lien={result.next_lien_id}")
+        if ended is not None and ended.lien_id is not None:
+            words.append(f"lien={ended.lien_id}")
+        if ended is not None and "price_version" in ended.inputs:
+            words.append(f"prices={ended.inputs['price_version']}")
+        self._told("run_ended", result.kind, words, started)
+
+    def run_started(self, run: Run) -> None:
+        """From 25.05 on; before, the relay finds starts in the queue."""
+        started = time.perf_counter()
+        config = self.config()
+        if self._exempt_run(config, run):
+            words = self._run_words("run_ignored", run)
+            self._told("run_started", "exempt", words, started, "reason=exempt")
+            return
+        try:
+            with self.ledger(config).transaction() as tx:
+                self._ready(tx, config)
+                existing, new = settle.start_run(tx, run, config, actor=ACTOR)
+        except EntryConflict as error:
+            words = self._run_words("run_conflict", run)
+            self._told("run_started", "conflict", words, started, f"problem={error}", ERROR)
+            return
+        except LedgerError as error:
+            self._ledger_failed(error)
+            words = self._run_words("run_start_unrecorded", run)
+            self._told("run_started", "unrecorded", words, started, "reason=ledger_unavailable")
+            return
+        kind = "started" if new else "duplicate"
+        words = self._run_words(f"run_{kind}", run)
+        words.append(f"lien_su={format_su(existing.lien_csu)}")
+        if existing.lien_id is not None:
+            words.append(f"lien={existing.lien_id}")
+        self._told("run_started", kind, words, started)
+
+    def _run_words(self, event: str, run: Run) -> List[str]:
+        return [
+            event,
             f"job_id={run.job_id}",
             f"restart={run.restart_count}",
             f"user={run.user_id}",
             f"account={_word(run.account or '-')}",
             f"partition={_word(run.partition or '-')}",
-            f"state={run.state}",
-            f"cpus={run.cpus}",
-            f"elapsed_s={run.elapsed_s}",
         ]
-        if result.run is not None and result.run.charge_csu is not None:
-            words.append(f"charge_su={format_su(result.run.charge_csu)}")
-        if result.overdrawn_csu:
-            words.append(f"above_lien_su={format_su(result.overdrawn_csu)}")
-        if result.next_lien_id:
-            words.append(f"next_lien={result.next_lien_id}")
-        words.append(f"elapsed_us={int((time.perf_counter() - started) * 1e6)}")
-        self.log(INFO, " ".join(words))
 
-    def run_started(self, run: Run) -> None:
-        """From 25.05 on; before, the relay finds starts in the queue."""
-        config = self.config()
-        if self._exempt_run(config, run):
-            return
-        try:
-            with self.ledger(config).transaction() as tx:
-                self._ready(tx, config)
-                settle.start_run(tx, run, config, actor=ACTOR)
-        except EntryConflict as error:
-            self.log(ERROR, f"run_conflict job_id={run.job_id} problem={error}")
-        except LedgerError as error:
-            self._ledger_failed(error)
+    def _told(
+        self,
+        hook: str,
+        result: str,
+        words: Sequence[str],
+        started: float,
+        why: str = "",
+        level: int = INFO,
+    ) -> None:
+        """Count it, and log its one line; ``why`` is the end of it."""
+        self.counters.settled(hook, result)
+        elapsed_us = int((time.perf_counter() - started) * 1e6)
+        line = [*words, f"hook={hook}", f"elapsed_us={elapsed_us}"]
+        self.log(level, " ".join([*line, why] if why else line))
 
     def _exempt_run(self, config: Config, run: Run) -> bool:
         return is_exempt(
@@ -755,8 +823,11 @@ class Engine:
             qos=run.qos,
         )
 
-    def _mark_for_rescan(self, config: Config, run: Run) -> None:
-        """A line in a file beside the ledger: the relay looks in sacct. The sacct window would find it later anyway."""
+    def _mark_for_rescan(self, config: Config, run: Run) -> Optional[str]:
+        """A line in a file beside the ledger: the relay looks in sacct. The sacct window would find it later anyway.
+
+        What to say if that could not be written; None: it was.
+        """
         line = json.dumps(
             {"job_id": run.job_id, "submit_time": run.submit_time, "at": int(time.time())}
         )
@@ -769,20 +840,19 @@ class Engine:
                 os.write(descriptor, line.encode("ascii") + b"\n")
             finally:
                 os.close(descriptor)
-            self.log(INFO, f"run_to_rescan job_id={run.job_id}")
         except OSError as error:
-            self.log(
-                ERROR,
-                f"run_to_rescan job_id={run.job_id} mark={path} problem={error.strerror}; "
-                "the relay's sacct window will find it",
-            )
+            return f"mark={path} problem={error.strerror}; the relay's sacct window will find it"
+        return None
 
 
-def _numbers(verdict: Verdict) -> Tuple[str, ...]:
+def _numbers(verdict: Verdict, sub: Submission) -> Tuple[str, ...]:
     words = []
     if verdict.would_be is not None:
         words.append(f"would={verdict.would_be.value}")
-    if verdict.estimate is not None:
+    if verdict.estimate is None:
+        asked = ",".join(partition.name for partition in sub.partitions)
+        words.append(f"partition={_word(asked)}")
+    else:
         words.append(f"partition={_word(verdict.estimate.partition)}")
         words.append(f"estimate_su={format_su(verdict.estimate.cost_csu)}")
     if verdict.available_csu is not None:

@@ -68,7 +68,9 @@ def socket_path(args: argparse.Namespace) -> Tuple[str, str]:
         return protocol.DEFAULT_SOCKET, f"{path} has mistakes (see: slurm-banking check-config)"
 
 
-def ask_relay(args: argparse.Namespace, request: Mapping[str, Any]) -> Dict[str, Any]:
+def ask_relay(
+    args: argparse.Namespace, request: Mapping[str, Any], within_s: float = ASK_S
+) -> Dict[str, Any]:
     """:raises CommandError: the relay said no, or nothing."""
     from slurm_banking.relay import client, protocol
 
@@ -83,7 +85,7 @@ def ask_relay(args: argparse.Namespace, request: Mapping[str, Any]) -> Dict[str,
         answer = client.ask(
             path,
             asked,
-            ASK_S,
+            within_s,
             allowed_owner_uids=(0, owner),
             max_reply_bytes=protocol.MAX_LONG_REPLY_BYTES,
         )
@@ -231,7 +233,8 @@ def _status(args: argparse.Namespace) -> int:
     answer = ask_relay(args, {"op": "status"})
     differs = _differences(args, answer)
     answer["differs"] = differs
-    _show(args, answer, lambda: render.status(answer, int(time.time())))
+    hints = [f"HINT: {render.plain_line(hint)}" for hint in answer.get("hints") or []]
+    _show(args, answer, lambda: [*render.status(answer, int(time.time())), *hints])
     needs_somebody = (
         differs
         or not answer["ledger_complete"]
@@ -242,6 +245,37 @@ def _status(args: argparse.Namespace) -> int:
         or answer.get("config_problem")
     )
     return NO if needs_somebody else OK
+
+
+def _health(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import health
+
+    thresholds = {name: getattr(args, name) for name in health.OPTIONS}
+    try:
+        answer = ask_relay(args, {"op": "status"}, health.ASK_S)
+        found = health.judge(answer, thresholds, int(time.time()), _differences(args, answer))
+    except CommandError as error:
+        known = error.status == UNAVAILABLE
+        found = health.failed(str(error), health.CRITICAL if known else health.UNKNOWN)
+    except BankingError as error:
+        found = health.failed(str(error), health.UNKNOWN)
+    _show(args, found.as_dict(), lambda: [found.line()])
+    return found.state
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import metrics
+
+    text = str(ask_relay(args, {"op": "metrics"})["text"])
+    if args.output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return OK
+    try:
+        metrics.write(args.output, text)
+    except OSError as error:
+        raise CommandError(f"--output {args.output}: {error.strerror}", NO) from None
+    return OK
 
 
 def _differences(args: argparse.Namespace, answer: Mapping[str, Any]) -> List[str]:
@@ -274,6 +308,27 @@ def _retry(args: argparse.Namespace) -> int:
     return OK if all(run["result"] == "delivered" for run in answer["runs"]) else NO
 
 
+def _outbox(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import outbox
+
+    answer = ask_relay(args, outbox.request(args))
+    _show(args, answer, lambda: outbox.listed(answer))
+    return NO if answer["parked"] else OK
+
+
+def _resolve(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import outbox
+
+    try:
+        has_csu = outbox.bank_has_csu(args.bank_has)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from None
+    asked = {"op": "resolve", "job": args.job, "reason": args.reason, "bank_has_csu": has_csu}
+    answer = ask_relay(args, asked)
+    _show(args, answer, lambda: outbox.resolved(answer))
+    return NO if any(row.get("problem") for row in answer["runs"]) else OK
+
+
 def _sweep(args: argparse.Namespace) -> int:
     from slurm_banking.cli import render
 
@@ -287,6 +342,12 @@ def _check_config(args: argparse.Namespace) -> int:
 
     path = args.path or args.config or default_config_path()
     return check_config.main(path, as_json=args.json, slurm_user=args.slurm_user)
+
+
+def _ledger(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import ledger
+
+    return ledger.run(args, args.config or default_config_path())
 
 
 def _relay(args: argparse.Namespace) -> int:
@@ -423,6 +484,27 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     )
 
     made = command(
+        "health",
+        _health,
+        "the same for monitoring: one line; exit status 0 to 3",
+        group=FOR_OPERATORS,
+    )
+    from slurm_banking.cli import health
+
+    health.add_options(made)
+
+    made = command(
+        "metrics",
+        _metrics,
+        "the relay's metrics, as Prometheus reads them",
+        group=FOR_OPERATORS,
+        to_json=False,
+    )
+    made.add_argument(
+        "--output", metavar="PATH", help="write this file, for a collector that reads files"
+    )
+
+    made = command(
         "allow",
         _allow,
         "accept a user's submissions, or updates of a job, for a while",
@@ -443,10 +525,31 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     made.add_argument("job", nargs="?", metavar="JOB", help="a job id, 123, or a task, 123_4")
     made.add_argument("--all", action="store_true", help="everything that the bank refused")
 
+    from slurm_banking.cli import outbox
+
+    made = command(
+        "outbox",
+        _outbox,
+        "what waits for the bank, what that means, and what to do",
+        group=FOR_OPERATORS,
+    )
+    outbox.add_options(made, common, {"retry": _retry, "resolve": _resolve})
+
     made = command("sweep", _sweep, "compare liens with Slurm's queue now", group=FOR_OPERATORS)
     made.add_argument(
         "--force", action="store_true", help="end liens although an unusual number of jobs is gone"
     )
+
+    made = command(
+        "ledger",
+        _ledger,
+        "verify, back up or restore the ledger's file, with or without a relay",
+        group=FOR_OPERATORS,
+        asks=False,
+    )
+    from slurm_banking.cli import ledger
+
+    ledger.add_parser(made)
 
     made = command(
         "check-config",

@@ -361,6 +361,8 @@ def _told(entry: Answer) -> str:
     if kind == "restated":
         return f"{job}charged anew: {_charge_sum(inputs)}{_moved(moved)} ({reason})"
     if kind == "delivered":
+        if entry.get("actor", "relay") != "relay":
+            return f"{job}{reason} ({plain(entry['actor'])})"
         return f"{job}delivered to the bank: {reason}"
     if kind == "note":
         told = str(inputs.get("message") or "").splitlines()

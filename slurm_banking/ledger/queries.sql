@@ -12,7 +12,8 @@ INSERT INTO entries (at_us, kind, lien_id, job_id, submit_time, restart_count, a
 	reason, inputs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: get_funds
-SELECT * FROM funds WHERE account = ? AND user_id IN (-1, ?);
+SELECT account, user_id, kind, limit_csu, remaining_csu, allocation, start_time, end_time, reason, read_at
+FROM funds WHERE account = ? AND user_id IN (-1, ?);
 
 -- name: put_funds
 INSERT INTO funds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)

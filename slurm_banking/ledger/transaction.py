@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from functools import lru_cache
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from slurm_banking.errors import EntryConflict
@@ -96,23 +97,23 @@ class Transaction:
         inputs: Optional[Mapping[str, Any]] = None,
     ) -> int:
         """Append one entry; its sequence number. ``amount_csu``: the change of what counts against funds."""
-        cursor = self._run(
-            "append_entry",
-            (
-                self.now_us,
-                kind,
-                lien_id,
-                job_id,
-                submit_time,
-                restart_count,
-                account,
-                user_id,
-                amount_csu,
-                actor,
-                reason,
-                dump_json(inputs),
-            ),
+        return self._append_entry(
+            kind,
+            lien_id,
+            job_id,
+            submit_time,
+            restart_count,
+            account,
+            user_id,
+            amount_csu,
+            actor,
+            reason,
+            dump_json(inputs),
         )
+
+    def _append_entry(self, *values: Any) -> int:
+        """The columns of an entry in their order, from its kind on."""
+        cursor = self._run("append_entry", (self.now_us, *values))
         return int(cursor.lastrowid or 0)
 
     def _append_of(
@@ -159,21 +160,14 @@ class Transaction:
 
     def funds(self, account: str, user_id: int) -> Tuple[Optional[Funds], Optional[Funds]]:
         """The account's row and the user's row inside it; None where the bank was never asked."""
-        found: Dict[int, Funds] = {}
-        for row in self._rows("get_funds", (account, user_id)):
-            found[row["user_id"]] = Funds(
-                account=row["account"],
-                user_id=None if row["user_id"] == WHOLE_ACCOUNT else row["user_id"],
-                kind=FundsKind(row["kind"]),
-                limit_csu=row["limit_csu"],
-                remaining_csu=row["remaining_csu"],
-                allocation=row["allocation"],
-                start_time=row["start_time"],
-                end_time=row["end_time"],
-                reason=None if row["reason"] is None else Reason(row["reason"]),
-                read_at=row["read_at"],
-            )
-        return found.get(WHOLE_ACCOUNT), found.get(user_id)
+        of_account = of_user = None
+        for row in self._run("get_funds", (account, user_id)):
+            funds = _funds(*row)
+            if funds.user_id is None:
+                of_account = funds
+            else:
+                of_user = funds
+        return of_account, of_account if user_id == WHOLE_ACCOUNT else of_user
 
     def put_funds(self, funds: Funds) -> None:
         """Replace what the bank says. Only while no delivery for the account is in flight or unresolved.
@@ -283,6 +277,7 @@ class Transaction:
         """
         lien_id = lien_id or new_lien_id()
         per_task_csu = _bounded(per_task_csu, tasks)
+        stored_inputs = dump_json(inputs)
         self._insert_lien(
             {
                 "lien_id": lien_id,
@@ -300,22 +295,22 @@ class Transaction:
                 "supersedes": supersedes,
                 "user_name": user_name,
                 "name": name,
-                "inputs": dump_json(inputs),
+                "inputs": stored_inputs,
                 "created_us": self.now_us,
             }
         )
-        self.append(
+        self._append_entry(
             "lien",
-            lien_id=lien_id,
-            job_id=job_id,
-            submit_time=submit_time,
-            restart_count=restart_count,
-            account=account,
-            user_id=user_id,
-            amount_csu=per_task_csu * tasks if counted else 0,
-            reason=reason,
-            actor=actor,
-            inputs=inputs,
+            lien_id,
+            job_id,
+            submit_time,
+            restart_count,
+            account,
+            user_id,
+            per_task_csu * tasks if counted else 0,
+            actor,
+            reason,
+            stored_inputs,
         )
         return lien_id
 
@@ -983,7 +978,14 @@ class Transaction:
         noted = [
             load_json(row["inputs"]) or {} for row in self._rows("resizes", (job_id, submit_time))
         ]
-        return [(parse_tres(inputs["tres"]), int(inputs["elapsed_s"])) for inputs in noted]
+        # Schema 1 noted the CPUs alone.
+        return [
+            (
+                parse_tres(inputs["tres"]) if "tres" in inputs else Tres(cpus=int(inputs["cpus"])),
+                int(inputs["elapsed_s"]),
+            )
+            for inputs in noted
+        ]
 
     def note_once(
         self,
@@ -1162,11 +1164,11 @@ class Transaction:
         delivery: Delivery,
         *,
         bank_csu: int,
-        bank_job_id: str,
+        bank_job_id: Optional[str],
         actor: str = "relay",
         reason: str = "delivered",
     ) -> None:
-        """The bank has it, and its usage holds ``bank_csu`` for this run.
+        """The bank has it, and its usage holds ``bank_csu`` for this run. ``bank_job_id`` None: under no id.
 
         ``bank_csu`` and what remains at the bank move in one transaction, so that what is available does not jump. If
         the run changed since the delivery was read (its end came, or it was restated), what changed stays in the outbox.
@@ -1202,7 +1204,7 @@ class Transaction:
             "delivered",
             lien_id=run.lien_id,
             amount_csu=0,
-            reason=f"{delivery.phase} {reason} as {bank_job_id}",
+            reason=f"{delivery.phase} {reason}" + (f" as {bank_job_id}" if bank_job_id else ""),
             actor=actor,
             inputs={"bank_csu": bank_csu},
         )
@@ -1347,6 +1349,34 @@ class Transaction:
         return problems
 
 
+@lru_cache(maxsize=1024)
+def _funds(
+    account: str,
+    user_id: int,
+    kind: str,
+    limit_csu: Optional[int],
+    remaining_csu: Optional[int],
+    allocation: str,
+    start_time: Optional[int],
+    end_time: Optional[int],
+    reason: Optional[str],
+    read_at: int,
+) -> Funds:
+    """A row of ``get_funds``; the same row is the same record, which most submissions of an account find made already."""
+    return Funds(
+        account=account,
+        user_id=None if user_id == WHOLE_ACCOUNT else user_id,
+        kind=FundsKind(kind),
+        limit_csu=limit_csu,
+        remaining_csu=remaining_csu,
+        allocation=allocation,
+        start_time=start_time,
+        end_time=end_time,
+        reason=None if reason is None else Reason(reason),
+        read_at=read_at,
+    )
+
+
 def _check_same(existing: LedgerRun, run: Run) -> None:
     for field in ("user_id", "account"):
         if getattr(existing, field) != getattr(run, field):
@@ -1363,8 +1393,8 @@ def _starts_again(existing: LedgerRun, run: Run) -> bool:
     )
 
 
-def _lien(row: Mapping[str, Any]) -> Lien:
-    values = dict(row)
+def _lien(values: Dict[str, Any]) -> Lien:
+    """From a row that nobody else needs."""
     values["counted"] = bool(values["counted"])
     values["inputs"] = load_json(values["inputs"]) or {}
     values["proposed_inputs"] = load_json(values["proposed_inputs"])
@@ -1372,17 +1402,18 @@ def _lien(row: Mapping[str, Any]) -> Lien:
     return Lien(**values)
 
 
-def _delivery(row: Mapping[str, Any]) -> Delivery:
+def _delivery(row: Dict[str, Any]) -> Delivery:
+    """Takes what is the outbox's out of ``row``."""
     return Delivery(
-        seq=row["outbox_seq"],
-        phase=row["outbox_phase"],
-        created_us=row["outbox_created_us"],
+        seq=row.pop("outbox_seq"),
+        phase=row.pop("outbox_phase"),
+        created_us=row.pop("outbox_created_us"),
         run=_ledger_run(row),
     )
 
 
-def _ledger_run(row: Mapping[str, Any]) -> LedgerRun:
-    values = {key: value for key, value in row.items() if not key.startswith("outbox_")}
+def _ledger_run(values: Dict[str, Any]) -> LedgerRun:
+    """From a row that nobody else needs."""
     for flag in ("counted", "start_acked", "end_acked"):
         values[flag] = bool(values[flag])
     values["inputs"] = load_json(values["inputs"]) or {}

@@ -21,20 +21,21 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from slurm_banking.errors import LedgerError
 from slurm_banking.ledger import Delivery
+from slurm_banking.relay.backoff import HEAL_RETRY_S, Pauses
+
+__all__ = ["FILE_NAME", "HEAL_RETRY_S", "PARKED_LOOK_S", "DeliveryBook"]
 
 FILE_NAME = "deliveries.sqlite3"
 SCHEMA_VERSION = "1"
 
-#: Seconds: a refusal that may heal is tried again after this, and a parked run is looked at again (not sent).
-HEAL_RETRY_S = 180.0
+#: Seconds after which a parked run is looked at again (not sent).
 PARKED_LOOK_S = 600.0
-#: The first pause after the bank did not answer.
-FIRST_PAUSE_S = 1.0
-UNAUTHORIZED_PAUSE_S = 60.0
+#: So many accounts in a row of which the bank's answers make no sense: it is the bank, not they.
+ACCOUNTS_FAILING = 3
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -84,7 +85,7 @@ class BankAway:
     since: float  #: unix seconds
     until: float  #: nobody tries before this
     reason: str
-    unauthorized: bool = False
+    unauthorized: bool = False  #: it refuses the token, until it takes one
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,29 @@ class RefreshMarker:
 
     account: str
     changes: int
+
+
+@dataclass(frozen=True)
+class _WritesRefused:
+    """The token was refused to a delivery. That the bank answers questions does not end it: a token may only read."""
+
+    until: float  #: unix seconds
+    reason: str
+    failures: int
+
+
+@dataclass(frozen=True)
+class _Failing:
+    """An account whose deliveries fail, whoever else's do."""
+
+    failures: int  #: in a row
+    until: float  #: unix seconds
+    answered: bool  #: what failed was answered, and made no sense
+
+
+def later_by_tries_s(tries: int) -> float:
+    """What orders those that are due together: seconds, few."""
+    return 0.01 * min(tries, 1000)
 
 
 def _boot_id() -> str:
@@ -105,11 +129,15 @@ def _boot_id() -> str:
 class DeliveryBook:
     """Safe to use from several threads. Lock order: the book's lock, then the ledger's.
 
+    :param uniform: the jitter of pauses; see :class:`slurm_banking.relay.backoff.Pauses`.
     :raises LedgerError: the file cannot be used.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self, path: str, *, uniform: Callable[[float, float], float] = random.uniform
+    ) -> None:
         self.path = path
+        self._uniform = uniform
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._in_flight: Dict[str, int] = {}  # per account, of this process
@@ -118,6 +146,9 @@ class DeliveryBook:
         self._held: Dict[str, int] = {}  # accounts whose deliveries wait for a refresh
         self._away: Optional[BankAway] = None
         self._failures = 0
+        self._writes: Optional[_WritesRefused] = None
+        self._failing: Dict[str, _Failing] = {}  # by account
+        self._failing_in_a_row: Set[str] = set()  # accounts, since the bank last made sense
         #: Held by whoever delivers: one at a time.
         self.delivering = threading.Lock()
         #: Outbox rows up to here were looked at by this process: delivered, or in the book.
@@ -310,6 +341,26 @@ class DeliveryBook:
                 (run_id, seq, phase, account, next_try),
             )
 
+    def stand_by(self, run_id: int, seq: int, phase: str, account: str, next_try: float) -> bool:
+        """Another run of the same user was just refused in a way that heals: this one waits for the same, untried.
+
+        The least tried comes first then: one that is refused whatever is mended does not speak for the others twice.
+        False: it may have reached the bank before, and goes its own way.
+        """
+        with self._lock:
+            known = self.known([run_id]).get(run_id)
+            if known is not None and known.unresolved:
+                return False
+            later_s = 0.0 if known is None else later_by_tries_s(known.attempts)
+            self._sql(
+                "INSERT INTO deliveries VALUES (?, ?, ?, ?, 'healing', 0, 0, ?, 'as for another run') "
+                "ON CONFLICT (run_id) DO UPDATE SET seq = excluded.seq, phase = excluded.phase, state = 'healing', "
+                "next_try = excluded.next_try, last_error = CASE last_error WHEN '' THEN excluded.last_error "
+                "ELSE last_error END WHERE state != 'in_flight'",
+                (run_id, seq, phase, account, next_try + later_s),
+            )
+            return True
+
     def postpone(self, run_id: int, next_try: float) -> None:
         with self._lock:
             self._sql(
@@ -340,8 +391,39 @@ class DeliveryBook:
                 "WHERE state != 'in_flight'",
                 (run.run_id, delivery.seq, delivery.phase, run.account),
             )
-            if self._away is not None:
-                self._away = replace(self._away, until=0)
+            self.try_now(run.account)
+
+    def take(self, delivery: Delivery) -> bool:
+        """An operator has it in hand: nobody sends it, and no refresh of the account's funds is applied, until
+        :meth:`done` or :meth:`put_back`. False: it is under way, or a refresh is at work.
+        """
+        run = delivery.run
+        with self._lock:
+            known = self.known([run.run_id]).get(run.run_id)
+            if self._held.get(run.account) or (known is not None and known.state == "in_flight"):
+                return False
+            self._sql(
+                "INSERT INTO deliveries VALUES (?, ?, ?, ?, 'in_flight', 0, 0, 0, '') ON CONFLICT (run_id) DO UPDATE "
+                "SET state = 'in_flight'",
+                (run.run_id, delivery.seq, delivery.phase, run.account),
+            )
+            self._count(self._in_flight, run.account, 1)
+            self._changed(run.account)
+            return True
+
+    def put_back(self, run_id: int, account: str, state: str, error: str, next_try: float) -> None:
+        """What was taken is as it was."""
+        self._put_back(run_id, account, state, error, next_try, unresolved=None)
+
+    def listed(self, limit: int) -> Sequence[Remembered]:
+        """What needs somebody first: refused, without an answer, the rest; each by run."""
+        with self._lock:
+            rows = self._sql(
+                "SELECT * FROM deliveries ORDER BY CASE WHEN state = 'parked' THEN 0 WHEN unresolved THEN 1 "
+                "WHEN state = 'healing' THEN 2 WHEN last_error != '' THEN 3 ELSE 4 END, run_id LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [_remembered(row) for row in rows]
 
     def refused_runs(self, limit: int) -> Sequence[int]:
         """Runs that the bank refused, for good or for now."""
@@ -443,29 +525,119 @@ class DeliveryBook:
         with self._lock:
             return self._away is None or now >= self._away.until
 
+    def pauses(self, longest_s: float) -> Pauses:
+        return Pauses(longest_s=longest_s, uniform=self._uniform)
+
     def bank_failed(
-        self, now: float, reason: str, *, longest_s: float, unauthorized: bool = False
+        self,
+        now: float,
+        reason: str,
+        *,
+        longest_s: float,
+        unauthorized: bool = False,
+        retry_after_s: Optional[float] = None,
+        delivering: bool = False,
     ) -> BankAway:
-        """Nobody tries for a while: longer each time in a row, at most ``longest_s``."""
+        """Nobody tries for a while: longer each time in a row, at most ``longest_s``; see :class:`Pauses`.
+
+        What several threads meet at once is one failure, with the longest of what the bank asked for. A refused token
+        stays one, in the words that came with it first, until the bank answers: nothing else would mend it.
+        """
         with self._lock:
-            if self._away is None or now >= self._away.until or unauthorized:
-                pause_s = min(FIRST_PAUSE_S * 2 ** min(self._failures, 30), longest_s)
-                if unauthorized:
-                    pause_s = max(min(UNAUTHORIZED_PAUSE_S, longest_s), pause_s)
+            before = self._away
+            pauses = self.pauses(longest_s)
+            if unauthorized and delivering:
+                writes = self._writes or _WritesRefused(until=0.0, reason=reason, failures=0)
+                if now >= writes.until:
+                    failures = writes.failures + 1
+                    until = now + pauses.unauthorized(failures)
+                    self._writes = replace(writes, until=until, failures=failures)
+            token_before = before is not None and before.unauthorized
+            if before is None or now >= before.until or (unauthorized and not token_before):
                 self._failures += 1
-                since = now if self._away is None else self._away.since
-                self._away = BankAway(
-                    since=since,
-                    until=now + pause_s * random.uniform(0.7, 1),
-                    reason=reason,
-                    unauthorized=unauthorized,
-                )
+                if unauthorized:
+                    until = now + pauses.unauthorized(self._failures)
+                else:
+                    until = now + pauses.bank_away(self._failures, retry_after_s)
+            elif retry_after_s is not None:
+                until = max(before.until, now + pauses.bank_away(1, retry_after_s))
+            else:
+                return before
+            self._away = BankAway(
+                since=now if before is None else before.since,
+                until=until,
+                reason=before.reason if before is not None and token_before else reason,
+                unauthorized=unauthorized or token_before,
+            )
             return self._away
 
-    def bank_answered(self) -> None:
+    def bank_answered(self, account: Optional[str] = None) -> None:
+        """``account``: of a delivery that it answered in a way that makes sense."""
         with self._lock:
+            if len(self._failing_in_a_row) > 1:  # it was the bank, not they
+                for failing in self._failing_in_a_row:
+                    self._failing.pop(failing, None)
+            elif account is None and self._away is not None:
+                for failing, known in self._failing.items():
+                    if not known.answered:
+                        self._failing[failing] = replace(known, until=0.0)
             self._away = None
             self._failures = 0
+            self._failing_in_a_row.clear()
+            if account is not None:
+                self._writes = None
+                self._failing.pop(account, None)
+
+    def may_deliver(self, now: float) -> Optional[str]:
+        """None: yes; otherwise why not yet."""
+        with self._lock:
+            if self._writes is not None and now < self._writes.until:
+                return self._writes.reason
+            if self._away is not None and now < self._away.until:
+                return self._away.reason
+            return None
+
+    @property
+    def token_problem(self) -> Optional[str]:
+        """The bank's refusal of the token, in the words that came with it first; None: it takes the token."""
+        with self._lock:
+            if self._writes is not None:
+                return self._writes.reason
+            return self._away.reason if self._away is not None and self._away.unauthorized else None
+
+    def try_now(self, account: Optional[str] = None) -> None:
+        """Something was mended: the next to come tries whether the bank is back. ``account``: and this one's too."""
+        with self._lock:
+            if self._away is not None:
+                self._away = replace(self._away, until=0)
+            if self._writes is not None:
+                self._writes = replace(self._writes, until=0)
+            if account is not None:
+                self._failing.pop(account, None)
+
+    # -- accounts whose deliveries fail, whoever else's do --------------------------------------------------------------
+
+    def account_failed(
+        self, account: str, now: float, *, longest_s: float, answered: bool = True
+    ) -> bool:
+        """This account's deliveries wait for a while: longer each time. True: so many failed that it is the bank.
+
+        ``answered``: with an answer that makes no sense; otherwise without any, as when a row at the bank is locked.
+        """
+        with self._lock:
+            before = self._failing.get(account)
+            if before is None or now >= before.until:
+                failures = 1 if before is None else before.failures + 1
+                until = now + self.pauses(longest_s).account(failures, answered=answered)
+                self._failing[account] = _Failing(failures, until, answered)
+            self._failing_in_a_row.add(account)
+            return len(self._failing_in_a_row) >= ACCOUNTS_FAILING
+
+    def account_until(self, account: str) -> float:
+        """Unix seconds before which none of its deliveries is sent; 0: at once."""
+        with self._lock:
+            failing = self._failing.get(account)
+            return 0.0 if failing is None else failing.until
 
 
 def _remembered(row: Tuple[object, ...]) -> Remembered:

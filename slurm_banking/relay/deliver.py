@@ -9,7 +9,6 @@ at twice for nothing, whether ten wait or a million.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,13 @@ from slurm_banking.bank import Acknowledgement, BankRun
 from slurm_banking.config import Config
 from slurm_banking.errors import BankRefused, BankUnauthorized, BankUnavailable, LedgerError
 from slurm_banking.ledger import Delivery, Ledger, LedgerRun
-from slurm_banking.relay.book import HEAL_RETRY_S, PARKED_LOOK_S, Attempt, DeliveryBook, Remembered
+from slurm_banking.relay.book import (
+    PARKED_LOOK_S,
+    Attempt,
+    DeliveryBook,
+    Remembered,
+    later_by_tries_s,
+)
 
 log = logging.getLogger("slurm_banking.relay")
 
@@ -29,7 +34,11 @@ WORKERS = 4
 BUDGET_S = 5.0
 
 _PAGE = 200
+#: What is looked at for a delivery of an account that did not just fail, to try whether the bank is back.
+_PROBE_LOOKS = 200
 _HELD_S = 0.5
+#: Alarms of one kind in one round; each is an entry of the ledger all the same.
+_DOUBTS_TOLD = 10
 #: Runs in one transaction of an operator's retry.
 _RETRIED_AT_ONCE = 20
 _MAX_WRITE_PAUSE_S = 0.005
@@ -155,6 +164,7 @@ class _Round:
         self._bank = bank
         self._book = book
         self._retry_max_s = float(config.relay.deliver_retry_max_s)
+        self._pauses = book.pauses(self._retry_max_s)
         self._now = now
         self._begun = time.monotonic()
         self._budget_s = budget_s
@@ -165,6 +175,7 @@ class _Round:
         )  # one acknowledgement at a time, and a pause as long after it
         self._stop = threading.Event()
         self._failure: Optional[Exception] = None
+        self._doubts = 0  # deliveries of which the bank's usage may not be what the row says
         self._healing: Dict[Tuple[str, int], float] = {}  # (account, user) refused in this round
         self._source = self._due()
 
@@ -174,14 +185,12 @@ class _Round:
     def run(self, workers: int) -> DeliverReport:
         book = self._book
         adopt_outbox(self._ledger, book)
-        if not book.may_try(self._now):
-            away = book.away
-            self._report.bank_away = "" if away is None else away.reason
+        why_not = book.may_deliver(self._now)
+        if why_not is not None:
+            self._report.bank_away = why_not
             return self._report
-        if book.away is not None:
-            # One, alone: it tells whether the bank is back.
-            if not self._next_one() or self._stop.is_set():
-                return self._finished()
+        if not self._bank_is_back():
+            return self._finished()
         threads = [
             threading.Thread(target=self._work, name=f"deliver-{number}", daemon=True)
             for number in range(1, workers)
@@ -193,9 +202,26 @@ class _Round:
             thread.join()
         return self._finished()
 
+    def _bank_is_back(self) -> bool:
+        """After a failure one is sent alone; better one of an account that did not just fail. False: nothing more now."""
+        looks = 0
+        try:
+            while self._book.away is not None:
+                looks += 1
+                if not self._next_one(any_account=looks > _PROBE_LOOKS) or self._stop.is_set():
+                    return False
+        except BaseException:
+            self._book.scanned_seq = 0  # what was taken and not begun is found again
+            raise
+        return True
+
     def _finished(self) -> DeliverReport:
         if self._failure is not None:
             raise self._failure
+        if self._doubts > _DOUBTS_TOLD:
+            self._report.alarms.append(
+                f"and {self._doubts - _DOUBTS_TOLD} more runs that ended after their allocation"
+            )
         return self._report
 
     def _work(self) -> None:
@@ -247,8 +273,11 @@ class _Round:
 
     # -- one ------------------------------------------------------------------------------------------------------------
 
-    def _next_one(self) -> bool:
-        """Take the next one and deliver it; False: there is none, or the time is up."""
+    def _next_one(self, *, any_account: bool = False) -> bool:
+        """Take the next one and deliver it; False: there is none, or the time is up.
+
+        ``any_account``: also of one that has just failed, and would wait.
+        """
         with self._lock:
             if time.monotonic() - self._begun > self._budget_s:
                 self._report.more = True
@@ -257,15 +286,22 @@ class _Round:
             if delivery is None:
                 return False
             run = delivery.run
+            not_before = self._book.account_until(run.account)
+            if self._clock() < not_before and not any_account:
+                self._book.put_off(
+                    run.run_id, delivery.seq, delivery.phase, run.account, not_before
+                )
+                return True
+            gate = self._healing.get((run.account, run.user_id))
+            if gate is not None and self._book.stand_by(
+                run.run_id, delivery.seq, delivery.phase, run.account, gate
+            ):
+                return True
             attempt = self._book.begin(run.run_id, delivery.seq, delivery.phase, run.account)
             if attempt is None:  # a refresh of the account's funds is at work
                 soon = self._clock() + _HELD_S
                 self._book.put_off(run.run_id, delivery.seq, delivery.phase, run.account, soon)
                 return True
-            gate = self._healing.get((run.account, run.user_id))
-        if gate is not None and not attempt.look_first:
-            self._book.refused(run.run_id, run.account, "healing", "as for another run", gate)
-            return True
         self._deliver(delivery, attempt)
         return True
 
@@ -283,12 +319,12 @@ class _Round:
                 answer = self._bank.end(delivery.run)
             self._acknowledge(delivery, answer, "delivered")
         except BankUnavailable as error:
-            self._unavailable(delivery, attempt, str(error))
+            self._unavailable(delivery, attempt, error)
         except BankUnauthorized as error:
             book.not_sent(run.run_id, run.account, str(error), self._clock())
             self._away(str(error), unauthorized=True)
         except BankRefused as error:
-            book.bank_answered()
+            book.bank_answered(run.account)
             self._refused(delivery, attempt, error)
         except LedgerError:
             # The bank has it and the ledger does not know: asked first next time.
@@ -310,7 +346,7 @@ class _Round:
         found = self._bank.find_run(delivery.run)
         if found is not None and (delivery.phase == "start" or found.is_final_for(delivery.run)):
             note = "was there already"
-            return delivery, Acknowledgement(found.held_csu, found.bank_job_id, note)
+            return delivery, Acknowledgement(found.held_csu, found.bank_job_id, note, found.doubt)
         if found is not None and (
             found.held_csu != delivery.run.bank_csu or found.bank_job_id != delivery.run.bank_job_id
         ):
@@ -329,6 +365,8 @@ class _Round:
 
     def _acknowledge(self, delivery: Delivery, answer: Acknowledgement, reason: str) -> None:
         run = delivery.run
+        if answer.doubt:
+            reason += f" ({answer.doubt})"
         with self._paced(), self._ledger.transaction() as tx:
             tx.acknowledge(
                 delivery,
@@ -340,12 +378,16 @@ class _Round:
         # A start whose run ended meanwhile comes by as a row of its own, further along.
         again = waiting is not None and waiting.seq <= self._book.scanned_seq
         self._book.done(run.run_id, run.account, delivery.seq, again=again)
-        self._book.bank_answered()
+        self._book.bank_answered(run.account)
         with self._lock:
             if delivery.phase == "start":
                 self._report.starts += 1
             else:
                 self._report.ends += 1
+            if answer.doubt:
+                self._doubts += 1
+                if self._doubts <= _DOUBTS_TOLD:
+                    self._report.alarms.append(f"job {run.job_id} at the bank: {answer.doubt}")
         log.info(
             "%s_delivered job=%s account=%s bank_job=%s bank_csu=%s%s",
             delivery.phase,
@@ -356,33 +398,55 @@ class _Round:
             f" note={answer.note!r}" if answer.note else "",
         )
 
-    def _unavailable(self, delivery: Delivery, attempt: Attempt, reason: str) -> None:
-        run = delivery.run
-        self._book.unanswered(run.run_id, run.account, reason, self._backoff(attempt))
+    def _unavailable(self, delivery: Delivery, attempt: Attempt, error: BankUnavailable) -> None:
+        book, run, reason = self._book, delivery.run, str(error)
+        book.unanswered(run.run_id, run.account, reason, self._backoff(attempt))
         with self._lock:
             self._report.unanswered += 1
-        self._away(reason)
+        whole_bank = book.account_failed(
+            run.account,
+            self._clock(),
+            longest_s=self._retry_max_s,
+            answered=error.answered,
+        )
+        if error.answered and not whole_bank:
+            # It may be about this run or account alone: the others go on.
+            if attempt.number == 1:
+                log.warning(
+                    "%s_unanswered job=%s account=%s reason=%r",
+                    delivery.phase,
+                    run.job_id,
+                    run.account,
+                    reason,
+                )
+            return
+        self._away(reason, retry_after_s=error.retry_after_s)
 
-    def _away(self, reason: str, *, unauthorized: bool = False) -> None:
+    def _away(
+        self, reason: str, *, unauthorized: bool = False, retry_after_s: Optional[float] = None
+    ) -> None:
         """Everything waits: this would happen to the next one too."""
         first = self._book.away is None
         self._book.bank_failed(
-            self._clock(), reason, longest_s=self._retry_max_s, unauthorized=unauthorized
+            self._clock(),
+            reason,
+            longest_s=self._retry_max_s,
+            unauthorized=unauthorized,
+            retry_after_s=retry_after_s,
+            delivering=True,
         )
         self._stop.set()
         with self._lock:
             self._report.bank_away = reason
-            if unauthorized:
-                self._report.alarms.append(f"bank: {reason}")
         if first:
             log.warning("bank_away reason=%r", reason)
 
     def _refused(self, delivery: Delivery, attempt: Attempt, error: BankRefused) -> None:
         run = delivery.run
         if error.heals:
-            pause_s = min(HEAL_RETRY_S, self._retry_max_s) * random.uniform(0.8, 1)
-            next_try = self._clock() + pause_s
-            self._book.refused(run.run_id, run.account, "healing", str(error), next_try)
+            next_try = self._clock() + self._pauses.healing()
+            later_s = later_by_tries_s(attempt.number)
+            self._book.refused(run.run_id, run.account, "healing", str(error), next_try + later_s)
             with self._lock:
                 self._healing[(run.account, run.user_id)] = next_try
                 self._report.healing += 1
@@ -414,8 +478,7 @@ class _Round:
             )
 
     def _backoff(self, attempt: Attempt) -> float:
-        pause_s = min(2.0 ** min(attempt.number, 30), self._retry_max_s)
-        return self._clock() + pause_s * random.uniform(0.5, 1)
+        return self._clock() + self._pauses.delivery(attempt.number)
 
     def _paced(self) -> "_Paced":
         return _Paced(self._write)

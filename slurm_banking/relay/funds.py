@@ -81,8 +81,6 @@ def refresh_funds(
                 report.alarms.append(f"funds of account {account}: {error}")
                 continue
             report.bank_away = str(error)
-            if isinstance(error, BankUnauthorized):
-                report.alarms.append(f"bank: {error}")
             break
         book.bank_answered()
         report.refreshed += applied
@@ -130,6 +128,7 @@ def note_failure(
         str(error),
         longest_s=longest_pause_s,
         unauthorized=isinstance(error, BankUnauthorized),
+        retry_after_s=error.retry_after_s if isinstance(error, BankUnavailable) else None,
     )
     return True
 

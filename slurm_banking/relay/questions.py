@@ -28,13 +28,15 @@ from typing import (
 )
 
 from slurm_banking import __version__
+from slurm_banking.amounts import MAX_WIRE_CSU
 from slurm_banking.config import Config
 from slurm_banking.errors import LedgerError, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerEntry, LedgerRun, Lien, Posting
 from slurm_banking.ledger.transaction import Transaction
 from slurm_banking.records import Funds
-from slurm_banking.relay import explain
+from slurm_banking.relay import explain, outbox
 from slurm_banking.relay.answer import Peer
+from slurm_banking.relay.metrics import oldest_due_us
 from slurm_banking.relay.protocol import failure
 from slurm_banking.relay.quote import Facts, price_quote
 
@@ -83,6 +85,11 @@ class Parts:
     delivery_state: Callable[[LedgerRun], Mapping[str, Any]]  #: tries and last error, if any
     refused_runs: Callable[[int], Sequence[int]]  #: (at most so many) runs that the bank refused
     retry: Callable[[Sequence[int], str], Sequence[LedgerRun]]  #: (runs, actor) -> those that wait
+    #: (at most so many, of these runs or of all) -> what waits for the bank
+    standings: Callable[[int, Optional[Sequence[int]]], Sequence[outbox.Standing]]
+    #: (run, what the bank has or None, reason, actor) -> the run, and what it had there; raises NotByHand
+    resolve: Callable[[int, Optional[int], str, str], Tuple[LedgerRun, int]]
+    metrics: Callable[[], str] = lambda: ""  #: for Prometheus
 
 
 class Refused(Exception):
@@ -154,6 +161,9 @@ class Questions:
             "exceptions": self._exceptions,
             "sweep": self._sweep,
             "retry": self._retry,
+            "outbox": self._outbox,
+            "resolve": self._resolve,
+            "metrics": self._metrics,
         }
 
     @property
@@ -232,6 +242,7 @@ class Questions:
         with self._parts.ledger.transaction(write=False) as tx:
             waiting, oldest_us = tx.outbox_size()
             parked = tx.parked_runs()
+            due_us = oldest_due_us(tx, oldest_us, len(parked))
             complete = tx.complete
         reply: Dict[str, Any] = {
             "ok": True,
@@ -240,7 +251,12 @@ class Questions:
             "ledger_complete": complete,
             "outbox": waiting,
             "outbox_oldest": None if oldest_us is None else oldest_us // 1_000_000,
+            "outbox_oldest_due": None if due_us is None else due_us // 1_000_000,
             "parked": len(parked),
+            # What it is, is for operators; that there is something, monitoring may know, whoever it runs as.
+            "alarm_count": len(health.get("alarms") or ()),
+            "failing_count": len(health.get("failing") or ()),
+            "config_rejected": health.get("config_problem") is not None,
         }
         if caller.admin:
             reply["parked_runs"] = [
@@ -248,8 +264,12 @@ class Questions:
                 for run in parked[:100]
             ]
             return {**health, **reply}
-        shown = ("bank_away_since", "last_sweep", "started", "cluster")
+        shown = ("bank_away_since", "last_sweep", "last_sacct", "started", "cluster", "accounting_differs", "accounting_differs_at")  # fmt: skip
         return {**{key: health.get(key) for key in shown if key in health}, **reply}
+
+    def _metrics(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        _operators_only(caller, "metrics")
+        return {"ok": True, "text": self._parts.metrics()}
 
     def _funds(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
         if not caller.owner:
@@ -326,6 +346,78 @@ class Questions:
                     rows[run_id]["result"] = "refused"
                 left.remove(run_id)
         return list(rows.values())
+
+    # -- the outbox -----------------------------------------------------------------------------------------------
+
+    def _outbox(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        _operators_only(caller, "outbox")
+        limit = _number(request, "limit", 1, MAX_ROWS, 100)
+        run_ids: Optional[List[int]] = None
+        if request.get("job") is not None:
+            _, job_id, task = _job(request)
+            with self._parts.ledger.transaction(write=False) as tx:
+                run_ids = [run.run_id for run in _runs_of(tx, job_id, task)]
+        found = self._parts.standings(limit, run_ids)
+        with self._parts.ledger.transaction(write=False) as tx:
+            waiting, oldest_us = tx.outbox_size()
+            parked = len(tx.parked_runs())
+        health = self._parts.health()
+        return {
+            "ok": True,
+            "as_of": int(time.time()),
+            "waiting": waiting,
+            "oldest": None if oldest_us is None else oldest_us // 1_000_000,
+            "parked": parked,
+            "deliveries": dict(health.get("deliveries") or {}),
+            "bank_away_since": health.get("bank_away_since"),
+            "bank_away_reason": health.get("bank_away_reason"),
+            "rows": [
+                {
+                    **_run_key(one.delivery.run),
+                    **outbox.standing_row(one),
+                    "advice": one.advice(job_name(one.delivery.run)),
+                }
+                for one in found
+            ],
+            "left_out": max(0, waiting - len(found)) if run_ids is None else 0,
+        }
+
+    def _resolve(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        """An operator says that a refused delivery is settled at the bank."""
+        _operators_only(caller, "resolve")
+        text, job_id, task = _job(request)
+        reason = _text(request, "reason", most=500).strip()
+        if not reason:
+            raise Refused("bad_request", "reason: expected one")
+        bank_has_csu: Optional[int] = None
+        if request.get("bank_has_csu") is not None:
+            bank_has_csu = _number(request, "bank_has_csu", 0, MAX_WIRE_CSU)
+        with self._parts.ledger.transaction(write=False) as tx:
+            run_ids = [run.run_id for run in _runs_of(tx, job_id, task)]
+        found = self._parts.standings(MAX_ENTRIES, run_ids)
+        refused = [one for one in found if one.state in ("parked", "healing")]
+        if not found:
+            raise Refused("not_found", f"job {text}: nothing of it waits for the bank")
+        if len(refused) > 1 and bank_has_csu is not None:
+            raise Refused(
+                "bad_request",
+                f"bank_has: job {text} has {len(refused)} refused deliveries: name one (123_4), or let the bank be asked",
+            )
+        rows: List[Dict[str, Any]] = []
+        for one in refused or found[:1]:
+            run = one.delivery.run
+            try:
+                settled, before_csu = self._parts.resolve(
+                    run.run_id, bank_has_csu, reason, _actor(caller)
+                )
+            except outbox.NotByHand as error:
+                if len(refused) <= 1:
+                    code = "unavailable" if error.later else "denied"
+                    raise Refused(code, f"job {text}: {error}") from None
+                rows.append({**_run_key(run), "account": run.account, "problem": str(error)})
+                continue
+            rows.append({**_run_key(settled), **outbox.resolved_row(settled, before_csu)})
+        return {"ok": True, "runs": rows, "reason": reason}
 
     # -- balance --------------------------------------------------------------------------------------------------
 

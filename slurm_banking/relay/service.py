@@ -35,7 +35,8 @@ from slurm_banking.errors import (
     SlurmUnavailable,
 )
 from slurm_banking.ledger import Ledger, LedgerRun
-from slurm_banking.relay import book, client, protocol, sweep
+from slurm_banking.ledger import health as ledger_health
+from slurm_banking.relay import book, client, metrics, outbox, protocol, sweep
 from slurm_banking.relay.answer import Listener
 from slurm_banking.relay.book import DeliveryBook
 from slurm_banking.relay.deliver import deliver_due, try_again
@@ -47,6 +48,7 @@ from slurm_banking.relay.questions import Parts, Questions
 from slurm_banking.relay.quote import Facts
 from slurm_banking.relay.rebuild import RunsAtBank, rebuild
 from slurm_banking.relay.sweep import SweepState
+from slurm_banking.slurm import runaway
 from slurm_banking.slurm.control import Operators
 from slurm_banking.slurm.sacct import Sacct
 from slurm_banking.slurm.squeue import QueueSnapshot, read_queue
@@ -74,6 +76,8 @@ _TOKEN_LOOK_S = 30.0
 #: Seconds that the bank is asked about runs of a ledger that is made whole again; the delivery asks about the rest.
 REBUILD_BANK_S = 20.0
 REBUILD_PATIENCE_S = 2.0
+#: Seconds that an operator who settles a delivery by hand waits for the bank's word.
+RESOLVE_PATIENCE_S = 8.0
 
 
 class Step:
@@ -88,6 +92,7 @@ class Step:
     ) -> None:
         self.name = name
         self.problem: Optional[str] = None
+        self.failures = 0  #: all of them
         self._once = once
         self._period_s = period_s
         self._stop = stop
@@ -113,6 +118,7 @@ class Step:
             return 0.2
         except Exception as error:
             self._failures += 1
+            self.failures += 1
             self._failed(error)
             pause_s = max(1.0, self._period_s()) * float(2 ** min(self._failures - 1, 6))
             return min(pause_s, LONGEST_BACKOFF_S)
@@ -157,7 +163,8 @@ class BankHolder:
             parts = self._parts
             now = time.monotonic()
             same = parts is not None and parts.config.api == config.api
-            if parts is not None and same and now - self._looked_at < _TOKEN_LOOK_S:
+            look_s = _TOKEN_LOOK_S if self._service.book.token_problem is None else 1.0
+            if parts is not None and same and now - self._looked_at < look_s:
                 return parts
             if self.problem is not None and now - self._looked_at < 1.0:
                 raise BankUnavailable(self.problem)
@@ -171,6 +178,9 @@ class BankHolder:
                 raise BankUnavailable(str(error)) from None
             self._note(None)
             if parts is None or not same or parts.token != token:
+                if parts is not None:
+                    log.info("bank_token_or_address_changed url=%s", config.api.url)
+                    self._service.book.try_now()
                 parts = self._make(config, token)
                 self._parts = parts
             return parts
@@ -279,7 +289,11 @@ class Service:
         self._warned: Sequence[str] = ()
         self._state_dir = config.ledger.state_dir
         self._socket = config.relay.socket
-        self.ledger = Ledger(self._state_dir, cluster)
+        self.ledger, notes = ledger_health.open_for_relay(self._state_dir, cluster)
+        self._guard = ledger_health.Guard(self.ledger, notes)
+        self._snapshot: Optional[QueueSnapshot] = None  # the last one that was swept
+        self._runaway = runaway.Watch()
+        self._runaway_due = time.monotonic() + runaway.LOOK_AGAIN_S
         self.book, self._book_of = open_book(self._state_dir, self.ledger)
         self.bank = BankHolder(self)
         self._sacct = Sacct(cluster, operators=Operators())
@@ -303,6 +317,17 @@ class Service:
         self._sweep_began = 0.0
         self._sacct_began = 0.0
         self._checkpointed = 0.0
+        self._steps: Dict[str, Step] = {}
+        self._differs = 0  # runs that slurmdbd tells otherwise
+        self._differs_at: Optional[int] = None
+        self._delivered: Mapping[str, int] = {}
+        self._funds_in_use: Mapping[Tuple[str, int], int] = {}  # when they were read
+        self.metrics = metrics.Metrics(
+            ledger=self.ledger,
+            health=self.health,
+            accounts=lambda: {account for account, _ in self._funds_in_use},
+        )
+        self._metrics_server = metrics.MetricsServer(self.metrics.text)
         self.desk = FundsDesk(
             refresh=self._refresh_one, read_at=self._read_at, away_until=self._away_until
         )
@@ -319,6 +344,9 @@ class Service:
                 delivery_state=self._delivery_state,
                 refused_runs=lambda limit: self.book.refused_runs(limit),
                 retry=self._retry,
+                standings=lambda limit, runs: outbox.standings(self.ledger, self.book, limit, runs),
+                resolve=self._resolve,
+                metrics=self.metrics.text,
             )
         )
         self._listener = self._listen()
@@ -363,6 +391,7 @@ class Service:
         for step in self._steps.values():
             step.wake()
         self._listener.stop()
+        self._metrics_server.stop()
         for step in self._steps.values():
             step.thread.join(max(0.0, until - time.monotonic()))
         if not any(step.thread.is_alive() for step in self._steps.values()):
@@ -390,10 +419,14 @@ class Service:
             self._alarm("config", ["state_dir and socket change when the relay is restarted"])
         else:
             self._alarm("config", [])
+        unserved = self._metrics_server.serve_on(config.relay.metrics)
+        self._alarm("metrics", [] if unserved is None else [unserved])
         try:
             self.bank.parts()  # a token that cannot be used is told at once, not when there is something to deliver
         except BankUnavailable:
             pass
+        refused = self.book.token_problem
+        self._alarm("token", [] if refused is None else [f"bank: {refused}"])
         now_s = int(time.time())
         with self.ledger.transaction(write=False) as tx:
             recorded = tx.latest_prices()
@@ -433,7 +466,36 @@ class Service:
         with self.ledger.transaction(write=False) as tx:
             return tx.unconfirmed_since() is not None or not tx.complete
 
+    def _mend_ledger(self) -> None:
+        """Move a file that somebody found damaged aside: where no sweep and no delivery has hold of its numbers.
+
+        Whether the delivery book is of this ledger, the delivery looks for itself.
+        """
+        if self._guard.suspected():
+            with self.book.delivering:
+                mended = self._guard.mend()
+            if mended:
+                self._sweep_state = SweepState()
+        self._alarm("ledger", self._guard.alarms())
+
+    def _look_for_runaway(self) -> None:
+        """Now and then; what slurmdbd cannot say now is asked again the next time."""
+        snapshot = self._snapshot
+        if snapshot is None or time.monotonic() < self._runaway_due:
+            return
+        self._runaway_due = time.monotonic() + runaway.LOOK_S
+        known = self._runaway.found
+        try:
+            pause_s = self._runaway.look(snapshot, time.time())
+        except SlurmUnavailable as error:
+            log.debug("runaway_look_failed problem=%s", error)
+            return
+        self._runaway_due = time.monotonic() + pause_s
+        if self._runaway.found is not None and self._runaway.found != known:
+            log.warning("runaway_jobs %s", self._runaway.found.hint())
+
     def _queue(self) -> Optional[float]:
+        self._mend_ledger()
         if self._sweeps and not self._queue_due():
             return 0.5
         with self._swept:
@@ -456,6 +518,7 @@ class Service:
             self._sweeping = False
         if force:
             self._force.clear()
+        self._snapshot = snapshot
         self._alarm("sweep", [report.alarm] if report.alarm else [])
         with self._swept:
             self._sweeps += 1
@@ -513,14 +576,18 @@ class Service:
         with self.ledger.transaction(write=False) as tx:
             if not tx.complete:
                 return
+        self._look_for_runaway()
         due = time.monotonic() - self._sacct_began >= self._relay_config().sacct_poll_s
         marked = sweep.rescan_wanted(self._state_dir)
         if self._sacct_began and not due and not marked:
             return
         self._sacct_began = time.monotonic()
-        sweep.charge_unrecorded(
+        report = sweep.charge_unrecorded(
             self.ledger, self.config(), self._sacct, self._sweep_state, int(time.time())
         )
+        if report.drift:
+            self._differs += len(report.drift)
+            self._differs_at = int(time.time())
         self._charged_at = int(time.time())
 
     # -- the bank ---------------------------------------------------------------------------------------------------
@@ -545,6 +612,7 @@ class Service:
         report = deliver_due(
             self.ledger, self.bank.parts().bank, self.book, self.config(), time.time()
         )
+        self._delivered = metrics.delivered(self._delivered, report)
         self._alarm("deliver", report.alarms)
         return 0.0 if report.more and not report.bank_away else None
 
@@ -557,12 +625,14 @@ class Service:
                 pairs[pair] = None
             else:
                 self._asked.pop(pair, None)
+        in_use: Dict[Tuple[str, int], int] = {}
         old: List[Tuple[int, str, int]] = []
         refresh_s = self._relay_config().funds_refresh_s
         for account, user_id in pairs:
-            read_at = self._read_at(account, user_id)
+            read_at = in_use[account, user_id] = self._read_at(account, user_id)
             if now - read_at >= refresh_s:
                 old.append((read_at, account, user_id))
+        self._funds_in_use = in_use
         if not old:
             return
         report = refresh_funds(
@@ -631,6 +701,23 @@ class Service:
         self._steps["deliver"].wake()
         return runs
 
+    def _resolve(
+        self, run_id: int, bank_has_csu: Optional[int], reason: str, actor: str
+    ) -> Tuple[LedgerRun, int]:
+        """:raises NotByHand: see :func:`slurm_banking.relay.outbox.resolve`."""
+        settled = outbox.resolve(
+            self.ledger,
+            self.book,
+            run_id,
+            bank=lambda: Impatient(self.bank.parts().bank, RESOLVE_PATIENCE_S),
+            bank_has_csu=bank_has_csu,
+            reason=reason,
+            actor=actor,
+        )
+        # The bank's usage was changed by hand: what remains there is read again.
+        self.desk.ask(settled[0].account, settled[0].user_id, max_age_s=-1, budget_s=1.0)
+        return settled
+
     # -- how it is doing --------------------------------------------------------------------------------------------
 
     def health(self) -> Mapping[str, Any]:
@@ -640,6 +727,7 @@ class Service:
             alarms.append(f"bank: {self.bank.problem}")
         with self.ledger.transaction(write=False) as tx:
             open_liens = tx.count_open_liens()
+        read = [read_at for read_at in self._funds_in_use.values() if read_at]
         return {
             "cluster": self.cluster,
             "started": self.started,
@@ -652,8 +740,16 @@ class Service:
             "last_sacct": self._charged_at,
             "sweep": dict(self._sweep_report),
             "deliveries": self.book.counts(),
+            "delivered": self._delivered,
+            "accounting_differs": self._differs,
+            "accounting_differs_at": self._differs_at,
+            "funds_oldest": min(read, default=None),
+            "funds_never_read": len(self._funds_in_use) - len(read),
+            "step_failures": {step.name: step.failures for step in self._steps.values()},
             "open_liens": open_liens,
             "alarms": alarms,
+            "hints": [] if self._runaway.found is None else [self._runaway.found.hint()],
+            "runaway": None if self._runaway.found is None else self._runaway.found.as_dict(),
             "failing": {
                 step.name: step.problem for step in self._steps.values() if step.problem is not None
             },

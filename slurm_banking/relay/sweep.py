@@ -29,6 +29,7 @@ from slurm_banking.errors import EntryConflict, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction
 from slurm_banking.ledger.transaction import LOST
 from slurm_banking.records import UNLIMITED, Estimate, QueuedJob, Run
+from slurm_banking.slurm.runaway import is_made_up, is_overdue
 from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Accounting
 from slurm_banking.slurm.squeue import QueueSnapshot, is_pending, is_started
 from slurm_banking.tres import Tres, parse_tres
@@ -56,6 +57,8 @@ ASK_AGAIN_S = 60
 
 #: Seconds for which slurmdbd has to answer that it knows no end of a run, before the run counts as lost in a crash.
 LOST_S = 900
+#: The same of a run that slurmctld was not restarted after, and whose limit does not say that it is over.
+LOST_ANYHOW_S = 86400
 
 #: The sacct window reaches this far back behind what was read before, and not closer to now than slurmdbd may lag.
 WINDOW_OVERLAP_S = 600
@@ -88,6 +91,8 @@ class SweepState:
     ask_run_at: Dict[int, float] = field(default_factory=dict)  #: run id -> not before
     #: run id -> since when slurmdbd answers that it knows no end of it
     endless_since: Dict[int, float] = field(default_factory=dict)
+    #: lien -> since when slurmdbd has its job as running, and the queue does not have it
+    runaway_since: Dict[str, float] = field(default_factory=dict)
     told: Set[Tuple[object, ...]] = field(default_factory=set)
 
     def tell_once(self, *what: object) -> bool:
@@ -875,8 +880,13 @@ def _ask_accounting(
         stopped = {lien.lien_id for lien in traceless}
         missing = [lien for lien in missing if lien.lien_id not in stopped]
 
+    absent = {lien.lien_id for lien in missing}
+    state.runaway_since = {
+        lien_id: since for lien_id, since in state.runaway_since.items() if lien_id in absent
+    }
+
     def end(tx: Transaction, lien: Lien) -> None:
-        _end_lien(tx, config, lien, rows_of[lien.lien_id], state, report)
+        _end_lien(tx, config, lien, rows_of[lien.lien_id], state, report, now)
 
     _write(ledger, missing, end)
 
@@ -893,16 +903,21 @@ def _end_lost(
     """End the runs that slurmctld forgot: killed before it had saved or told them, it does not know them any more.
 
     Nobody will tell their end, and nobody knows how long they were on their nodes: nothing is charged. As evidence,
-    slurmctld was restarted since they began, and slurmdbd has answered for LOST_S that it knows no end of them (it has
-    no row, or one that sacctmgr calls runaway). Should it tell one later, that is charged.
+    slurmdbd has answered for LOST_S that it knows no end of them (it has no row, or one that sacctmgr calls runaway); and
+    slurmctld was restarted since they began, or they must have ended a day ago by their limit. Without either, it has for
+    LOST_ANYHOW_S. Should it tell one later, that is charged.
     """
     lost = [
         run
         for run in gone
-        if now - state.endless_since.get(run.run_id, now) >= LOST_S
-        and state.ask_run_at.get(run.run_id, now) > now  # slurmdbd has just answered
-        and run.start_time is not None
-        and run.start_time < snapshot.boot_time
+        if state.ask_run_at.get(run.run_id, now) > now  # slurmdbd has just answered
+        and _is_lost(
+            run.start_time,
+            run.time_limit_min,
+            now - state.endless_since.get(run.run_id, now),
+            snapshot.boot_time,
+            now,
+        )
     ]
     if len(lost) > MANY_LIENS and not force:
         report.alarm = report.alarm or (
@@ -922,6 +937,23 @@ def _end_lost(
     _write(ledger, lost, end)
     for run in lost:
         state.endless_since.pop(run.run_id, None)
+
+
+def _is_lost(
+    start_time: Optional[int],
+    time_limit_min: Optional[int],
+    endless_s: float,
+    boot_time: int,
+    now: float,
+) -> bool:
+    """Whether what is not in the queue, and of which slurmdbd has told no end for ``endless_s``, is over all the same."""
+    if start_time is None or endless_s < LOST_S:
+        return False
+    return (
+        start_time < boot_time
+        or is_overdue(start_time, time_limit_min, now)
+        or endless_s >= LOST_ANYHOW_S
+    )
 
 
 def _row_is_for(lien: Lien, row: Run) -> bool:
@@ -948,6 +980,7 @@ def _end_lien(
     rows: Sequence[Run],
     state: SweepState,
     report: SweepReport,
+    now: float,
 ) -> None:
     current = tx.lien(lien.lien_id)
     if (
@@ -968,7 +1001,13 @@ def _end_lien(
     if current is None or not current.open:
         report.voided += int(current is not None and current.end_kind == "lien_voided")
         return
-    if any(row.started and row.end_time is None and _unknown_run(tx, row) for row in rows):
+    running = [row for row in rows if row.started and row.end_time is None]
+    running = [row for row in running if _unknown_run(tx, row)]
+    endless_s = now - state.runaway_since.setdefault(lien.lien_id, now) if running else 0.0
+    if not all(
+        _is_lost(row.start_time, row.time_limit_min, endless_s, state.boot_time, now)
+        for row in running
+    ):
         report.waiting += 1  # slurmdbd believes that it runs
         return
     if current.state == "unconfirmed":
@@ -979,6 +1018,8 @@ def _end_lien(
     else:
         cancelled = any(not row.started and row.end_time is not None for row in rows)
         reason = "cancelled while queued" if cancelled else "not in queue nor accounting"
+        if running:
+            reason = "runaway: accounting has it as running, and Slurm does not know it"
         if any(row.started for row in exempt):
             reason = "its job is exempt by now"
         tx.end_lien(current, "lien_voided", reason=reason, actor=ACTOR)
@@ -1006,8 +1047,20 @@ def _end_from_accounting(
 ) -> bool:
     """Settle an ended run that slurmdbd tells of; True if that ended a run here.
 
-    What has ended here stays as it is, but for two kinds: see :func:`_may_restate`.
+    What has ended here stays as it is, but for two kinds: see :func:`_may_restate`. An end that Slurm made up for a
+    runaway job says nothing about how long it ran: no time is charged.
     """
+    if is_made_up(row):
+        if state.tell_once("made_up", row.job_id, row.submit_time):
+            log.warning(
+                "run_end_made_up job_id=%d submit_time=%d elapsed_s=%d time_limit_min=%s state=%s charged=0",
+                row.job_id,
+                row.submit_time,
+                row.elapsed_s,
+                row.time_limit_min,
+                row.state,
+            )
+        row = replace(row, elapsed_s=0, segments=())
     existing = tx.find_run(row.job_id, row.submit_time, row.restart_count)
     if existing is None and row.restart_count != UNKNOWN_RESTART:
         # Job and submit time name one run; a rank among slurmdbd's rows may not be the restart count.

@@ -22,6 +22,8 @@ from typing import Any, Optional
 from slurm_banking.amounts import MAX_WIRE_CSU, format_su, parse_su
 from slurm_banking.errors import BankingError
 from slurm_banking.server.options import (
+    COMPAT,
+    COMPAT_VARIABLE,
     DATA_VARIABLE,
     DATABASE_VARIABLE,
     DEFAULT_DATA_DIR,
@@ -72,6 +74,8 @@ def _run(args: argparse.Namespace) -> int:
         os.environ[DATA_VARIABLE] = str(options.data_dir)
         if database:
             os.environ[DATABASE_VARIABLE] = database
+        if getattr(args, "compat", None):
+            os.environ[COMPAT_VARIABLE] = args.compat
         os.environ["DJANGO_SETTINGS_MODULE"] = "slurm_banking.server.settings"
         try:
             import django
@@ -153,6 +157,11 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, help=f"(default: {DEFAULT_LISTEN})"
     )
     serve.add_argument("--threads", metavar="N", type=_threads, default=8, help="(default: 8)")
+    serve.add_argument(
+        "--compat",
+        choices=COMPAT[1:],
+        help="for tests: count, and fail, as the portal does, mistakes included",
+    )
     bank.leaf("migrate", _migrate, "bring the database to this version's tables")
 
     account = bank.group("account", "Slurm accounts")
@@ -295,6 +304,11 @@ def _threads(text: str) -> int:
 def _serve(args: argparse.Namespace, options: Options) -> int:
     from slurm_banking.server.serve import serve
 
+    if args.compat:
+        print(
+            f"slurm-banking bank: --compat {args.compat}: usage drifts as it does there; for tests only",
+            file=sys.stderr,
+        )
     return serve(options, args.listen, args.threads)
 
 

@@ -24,6 +24,9 @@ from slurm_banking.errors import ConfigError
 DEFAULT_DATA_DIR = "/var/lib/slurm-bank"
 DATA_VARIABLE = "SLURM_BANK_DATA"
 DATABASE_VARIABLE = "SLURM_BANK_DATABASE"
+#: Set by ``serve --compat``, for the settings; see :mod:`slurm_banking.server.portal_compat`.
+COMPAT_VARIABLE = "SLURM_BANK_COMPAT"
+COMPAT = ("", "portal")
 
 #: Seconds that a writer waits for SQLite's one write lock before the caller gets 503.
 SQLITE_BUSY_TIMEOUT_S = 20
@@ -55,6 +58,7 @@ class Options:
     allowed_hosts: tuple[str, ...]
     trusted_proxy: Optional[str]  #: None: nobody's X-Forwarded-* headers count.
     partitions: tuple[Partition, ...]
+    compat: str = ""  #: Whose mistakes the server makes: none, or the portal's.
 
 
 def load_options(
@@ -75,6 +79,9 @@ def load_options(
     rows = table.take("partition", list, [])
     table.refuse_the_rest()
 
+    compat = environ.get(COMPAT_VARIABLE, "")
+    if compat not in COMPAT:
+        problems.append(f"${COMPAT_VARIABLE}: {compat!r}, expected portal, or nothing")
     if not resource:
         table.problem("resource", resource, "a name")
     try:
@@ -99,6 +106,7 @@ def load_options(
         allowed_hosts=tuple(hosts),
         trusted_proxy=trusted_proxy,
         partitions=tuple(row for row in partitions if row is not None),
+        compat=compat,
     )
 
 

@@ -30,8 +30,9 @@ from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import APIView, exception_handler
 
 from slurm_banking.amounts import MAX_WIRE_CSU, format_su, parse_su
-from slurm_banking.server import operations
+from slurm_banking.server import operations, portal_compat
 from slurm_banking.server.job_fields import JobFields, job_on_the_wire
+from slurm_banking.server.middleware import portal_page
 from slurm_banking.server.models import (
     Account,
     Allocation,
@@ -54,8 +55,12 @@ _PROJECT_STATUS_NAME = {True: "Active", False: "Inactive"}
 
 log = logging.getLogger(__name__)
 
+_PORTAL = settings.BANK.compat == portal_compat.NAME
+_create_job = portal_compat.create_job if _PORTAL else operations.create_job
+_upsert_job = portal_compat.upsert_job if _PORTAL else operations.upsert_job
 
-def answer_for_exception(exc: Exception, context: dict[str, Any]) -> Response:
+
+def answer_for_exception(exc: Exception, context: dict[str, Any]) -> HttpResponse:
     """What a view raised, as JSON: 503 when the database is away or busy (again, later), 500 for a mistake of ours."""
     response: Optional[Response] = exception_handler(exc, context)
     if response is not None:
@@ -67,6 +72,8 @@ def answer_for_exception(exc: Exception, context: dict[str, Any]) -> Response:
         return Response(
             {"detail": "The bank's database is not available."}, 503, headers={"Retry-After": "5"}
         )
+    if isinstance(exc, portal_compat.Uncaught):
+        return portal_page(500, "Server Error (500)")
     log.error("request_failed path=%s", context["request"].path, exc_info=exc)
     return Response({"detail": "Unexpected server error."}, 500)
 
@@ -101,6 +108,8 @@ class Pages(PageNumberPagination):
 
 class CanSubmitJob(BankView):
     def get(self, request: Request, job_cost: str, user_id: str, account_id: str) -> Response:
+        if _PORTAL and job_cost.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            raise portal_compat.Uncaught
         digits = sum(character.isdigit() for character in job_cost)
         if not _COST.fullmatch(job_cost) or digits > _COST_DIGITS:
             message = (
@@ -147,7 +156,7 @@ class Jobs(BankView):
                 "A token of scope start-only reports starts: no enddate, and an amount of 0.00."
             )
         try:
-            job = operations.create_job(values, actor=request.user.actor)
+            job = _create_job(values, actor=request.user.actor)
         except operations.JobRefused as error:
             raise serializers.ValidationError(error.errors) from None
         return Response(job_on_the_wire(job), status.HTTP_201_CREATED)
@@ -164,7 +173,7 @@ class OneJob(BankView):
 
     def put(self, request: Request, jobslurmid: str) -> Response:
         values = _validated_job(request)
-        if values["jobslurmid"] != jobslurmid:
+        if values["jobslurmid"] != jobslurmid and not _PORTAL:
             raise serializers.ValidationError(
                 {
                     "jobslurmid": [
@@ -173,7 +182,7 @@ class OneJob(BankView):
                 }
             )
         try:
-            job = operations.upsert_job(values, actor=request.user.actor)
+            job = _upsert_job(values, actor=request.user.actor)
         except operations.JobRefused as error:
             raise serializers.ValidationError(error.errors) from None
         return Response(job_on_the_wire(job))
@@ -188,6 +197,10 @@ def _validated_job(request: Request) -> dict[str, Any]:
 def _filtered_jobs(request: Request) -> QuerySet[Job]:
     query = request.query_params
     jobs = Job.objects.all()
+    if _PORTAL:
+        jobs = jobs.filter(startdate__isnull=False)
+        if query.get("user") and not ClusterUser.objects.filter(username=query["user"]).exists():
+            raise portal_compat.Uncaught
     if query.get("user"):
         jobs = jobs.filter(user__username=query["user"])
     if query.get("account"):
@@ -334,7 +347,7 @@ class Allocations(ListView):
             "id": row.pk,
             "project": row.account.name,
             "resources": [{"name": row.resource}],
-            "status": row.status_on(timezone.localdate()),
+            "status": row.status if _PORTAL else row.status_on(timezone.localdate()),
             "quantity": 1,
             "start_date": row.start_date.isoformat(),
             "end_date": None if row.end_date is None else row.end_date.isoformat(),

@@ -52,6 +52,10 @@ JOBS_PER_CALL = 200
 
 #: Slurm's states of a run that is over; "RS" only marks the segments of one that was resized.
 _ENDED_STATES = "BF,CA,CD,DL,F,NF,OOM,PR,RQ,RV,TO"
+#: After which Slurm does not run the job again under the same record.
+_FINAL_STATES = frozenset(
+    {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY"}
+)
 _OPEN_STATES = frozenset({"PENDING", "RUNNING", "SUSPENDED", "RESIZING"})
 
 _FIELDS = (
@@ -307,13 +311,18 @@ def _joined(rows: Sequence[Run]) -> List[Run]:
 
 
 def _counted(runs: Sequence[Run]) -> Tuple[Run, ...]:
-    """Restart counts, by rank, where sacct gave none. Job ids are reused: only rows of one user and account count."""
+    """Restart counts, by rank, where sacct gave none.
+
+    Job ids are given again after StateSaveLocation was lost: what is another user's, account's or array's is another job,
+    and so is what comes after a row that ended for good. Of a job that it puts back into the queue, Slurm closes the row
+    as REQUEUED, or by what made it do so (NODE_FAIL, BOOT_FAIL, PREEMPTED).
+    """
     counted = []
-    ranks: Dict[Tuple[int, str], int] = {}
+    ranks: Dict[Tuple[int, str, Optional[int], Optional[int]], int] = {}
     for run in runs:
-        key = (run.user_id, run.account)
+        key = (run.user_id, run.account, run.array_job_id, run.het_job_id)
         rank = ranks.get(key, 0)
-        ranks[key] = rank + 1
+        ranks[key] = 0 if run.state in _FINAL_STATES else rank + 1
         counted.append(
             replace(run, restart_count=rank) if run.restart_count == UNKNOWN_RESTART else run
         )

@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import bank, cluster, controller
-from tests.bench.results import CannotMeasure, Progress, Row, table
+from tests.bench import bank, cluster, company, controller
+from tests.bench.results import CannotMeasure, Progress, Row, Sides, table
 from tests.rig.cluster import RigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,12 +31,22 @@ JSON = ROOT / "build" / "bench.json"
 NAMES = {
     "hooks": "time in job_submit and jobcomp",
     "hung": "job_submit with the relay hung, against healthy",
-    "memory": "memory that the plugins add to slurmctld, over many submissions and ends",
+    "many": "100,000 submissions and as many ends: throughput, p99, and the memory that the plugins add to slurmctld",
+    "banks": "both hooks with the bank healthy, hung, refusing and gone behind a real relay",
+    "busy": "job_submit while a relay delivers, a backup runs, or another process writes the ledger",
     "sbatch": "sbatch throughput on real clusters, plugins on against off",
     "steps": "step launch, spank on against off",
     "deliveries": "deliveries from the relay to the bundled bank, few and many waiting",
     "bank": "CPU of the bundled bank for can_submit_job",
 }
+
+
+#: A whole run takes less.
+MINUTES = 15.0
+
+
+class TimeUp(CannotMeasure):
+    """The time is over, or somebody ends the run: what was measured until then is shown and written."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,10 +59,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a smoke run: wide intervals")
     parser.add_argument("--json", type=Path, default=JSON, help="default: build/bench.json")
     parser.add_argument(
-        "--submissions", type=_number, help=f"for memory; default {controller.FULL.lives:,}"
+        "--submissions", type=_number, help=f"for many; default {controller.FULL.lives:,}"
     )
     parser.add_argument(
         "--waiting", type=_number, help=f"deliveries that wait; default {bank.FULL.waiting:,}"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"after which it is ended; default {MINUTES}"
     )
     return parser.parse_args(argv)
 
@@ -71,18 +84,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     in_controller = controller.QUICK if options.quick else controller.FULL
     in_bank = bank.QUICK if options.quick else bank.FULL
     on_cluster = cluster.QUICK if options.quick else cluster.FULL
+    in_company = company.QUICK if options.quick else company.FULL
     if options.submissions:
         in_controller = dataclasses.replace(in_controller, lives=options.submissions)
     if options.waiting:
         in_bank = dataclasses.replace(in_bank, waiting=options.waiting)
 
     rows: list[Row] = []
+    sides: list[Sides] = []
     failures: list[str] = []
+    until = time.monotonic() + options.minutes * 60
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal until
+        until = 0.0
+        over = f"{options.minutes:g} minutes are over (--minutes)"
+        raise TimeUp(over if number == signal.SIGALRM else signal.Signals(number).name)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.signal(signal.SIGTERM, end)
+    signal.setitimer(signal.ITIMER_REAL, options.minutes * 60)
 
     def measure(name: str, work: Callable[[], list[Row]]) -> None:
         if name not in wanted:
             return
         try:
+            if time.monotonic() >= until:
+                raise TimeUp("not begun, the time was up")
             rows.extend(work())
         except (CannotMeasure, RigError, OSError, AssertionError, subprocess.SubprocessError) as e:
             failures.append(f"{name}: {type(e).__name__}: {e}")
@@ -93,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not set(names) & set(wanted):
             return
         try:
+            if time.monotonic() >= until:
+                raise TimeUp("not begun, the time was up")
             with ExitStack() as stack:
                 make(stack)
         except (CannotMeasure, RigError, OSError, AssertionError, subprocess.SubprocessError) as e:
@@ -102,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         built = stack.enter_context(controller.installed(tell))
         measure("hooks", lambda: controller.measure_hooks(built, in_controller, tell))
         measure("hung", lambda: controller.measure_hung(built, in_controller, tell))
-        measure("memory", lambda: controller.measure_memory(built, in_controller, tell))
+        measure("many", lambda: controller.measure_many(built, in_controller, tell))
+        measure("banks", lambda: company.measure_banks(built, in_company, tell, sides))
+        measure("busy", lambda: company.measure_busy(built, in_company, tell))
 
     def on_the_cluster(stack: ExitStack) -> None:
         banked, plain = stack.enter_context(cluster.clusters("sbatch" in wanted, tell))
@@ -112,10 +144,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure("steps", lambda: cluster.measure_steps(banked, on_cluster, tell))
 
     load_before = os.getloadavg()[0]
-    group(("hooks", "hung", "memory"), in_the_controller)
+    group(("hooks", "hung", "many", "banks", "busy"), in_the_controller)
     group(("sbatch", "steps"), on_the_cluster)
     measure("deliveries", lambda: bank.measure_deliveries(in_bank, tell))
     measure("bank", lambda: bank.measure_questions(in_bank, tell))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     machine = (
         f"{os.cpu_count()} CPUs, load {load_before:.1f} at the start, Linux {platform.release()},"
@@ -123,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if rows:
         print(f"{machine}\n\n{table(rows)}")
+    for one in sides:
+        print(f"\n{one}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(
         json.dumps(
@@ -131,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "machine": machine,
                 "quick": options.quick,
                 "rows": [row.as_json() for row in rows],
+                "side_by_side": [one.as_json() for one in sides],
                 "failures": failures,
             },
             indent=1,
@@ -150,12 +187,7 @@ def _slurm() -> str:
     return done.stdout.strip()
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)  # so that everything is ended and removed on the way out
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -39,7 +39,7 @@ token_file = "{directory}/token"
 timeout_s = 10
 job_id_format = "{name}-{{job_id}}"
 [Ledger]
-state_dir = "{directory}/state"
+state_dir = "{state_dir}"
 [Relay]
 start = "none"
 socket = "{directory}/relay.sock"
@@ -81,12 +81,17 @@ class Size:
     slices: int  #: of deliveries, few waiting and many waiting by turns
     slice_s: float
     waiting: int
+    drained: int  #: of these, with the bank on SQLite; with the other as many as the slices allow
     batches: int  #: of questions to the bank
     batch: int
 
 
-FULL = Size(slices=6, slice_s=2.0, waiting=100_000, batches=20, batch=100)
-QUICK = Size(slices=3, slice_s=0.8, waiting=20_000, batches=6, batch=50)
+FULL = Size(slices=6, slice_s=2.0, waiting=1_000_000, drained=30_000, batches=20, batch=100)
+QUICK = Size(slices=3, slice_s=0.8, waiting=20_000, drained=0, batches=6, batch=50)
+#: For a bank that is not on SQLite: a ledger of a million takes a minute to make.
+WAITING_ELSEWHERE = 100_000
+#: Seconds after which a drain ends, however little was delivered.
+DRAIN_S = 200
 
 
 @contextlib.contextmanager
@@ -115,43 +120,23 @@ def databases() -> Iterator[dict[str, Callable[[], str | None]]]:
 # -- deliveries -----------------------------------------------------------------------------------------------------------
 
 
-class Deliverer:
-    """A relay's worth of deliveries with a ledger in which `waiting` runs wait."""
+class Backlog:
+    """Runs in a ledger that wait for the bank."""
 
-    def __init__(self, bank: RunningBank, account: Account, name: str, waiting: int) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="slurm-banking-bench-", dir="/tmp"))
-        try:
-            (self.directory / "state").mkdir(mode=0o700)
-            token = self.directory / "token"
-            token.touch(mode=0o600)
-            token.write_text(bank.keys["relay"])
-            config = self.directory / "bank-config.toml"
-            config.write_text(
-                CONFIG.format(url=bank.url.rstrip("/"), directory=self.directory, name=name)
-            )
-            self._fill(account, waiting)
-            self._process = subprocess.Popen(
-                ["/usr/bin/python3", "-m", "tests.bench.deliveries", str(config), CLUSTER],
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=open(self.directory / "log", "w"),
-                text=True,
-            )
-        except BaseException:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            raise
-
-    def _fill(self, account: Account, waiting: int) -> None:
-        self._ledger = Ledger(str(self.directory / "state"), CLUSTER)
+    def __init__(self, ledger: Ledger, account: Account) -> None:
+        self.account = account
+        self._ledger = ledger
         self._values: dict[str, Any] = {
             "now": int(time.time()),
             "account": account.name,
             "user_id": int(account.uid),
             "first": 1,
-            "last": waiting,
+            "last": 0,
             "running": 0,
         }
+
+    def fill(self, waiting: int) -> None:
+        self._values["last"] = waiting
         with self._ledger.transaction() as tx:
             tx.set_meta("complete", "1")
             if waiting:
@@ -169,6 +154,52 @@ class Deliverer:
                 used = {key: value for key, value in values.items() if f":{key}" in statement}
                 tx._connection.execute(statement, used)
 
+
+class Deliverer:
+    """A relay's worth of deliveries with a ledger in which `waiting` runs wait; or with one that is there."""
+
+    def __init__(
+        self,
+        bank: RunningBank,
+        account: Account,
+        name: str,
+        waiting: int,
+        *,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.delivered = self.rss_kb = 0  #: in the last slice, and at its end
+        self.directory = Path(tempfile.mkdtemp(prefix="slurm-banking-bench-", dir="/tmp"))
+        try:
+            (self.directory / "state").mkdir(mode=0o700)
+            token = self.directory / "token"
+            token.touch(mode=0o600)
+            token.write_text(bank.keys["relay"])
+            config = self.directory / "bank-config.toml"
+            config.write_text(
+                CONFIG.format(
+                    url=bank.url.rstrip("/"),
+                    directory=self.directory,
+                    state_dir=ledger.state_dir if ledger else self.directory / "state",
+                    name=name,
+                )
+            )
+            self._own = None if ledger else Ledger(str(self.directory / "state"), CLUSTER)
+            if self._own is not None:
+                self.backlog = Backlog(self._own, account)
+                self.backlog.fill(waiting)
+            cluster = ledger.cluster if ledger else CLUSTER
+            self._process = subprocess.Popen(
+                ["/usr/bin/python3", "-m", "tests.bench.deliveries", str(config), cluster],
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=open(self.directory / "log", "w"),
+                text=True,
+            )
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -185,7 +216,8 @@ class Deliverer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._ledger.close()
+        if self._own is not None:
+            self._own.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -219,6 +251,7 @@ class Deliverer:
         answer = self.ask(f"deliver {seconds}")
         if not answer["waiting"]:
             raise CannotMeasure("everything was delivered: fewer waited than the slices needed")
+        self.delivered, self.rss_kb = int(answer["delivered"]), int(answer["rss_kb"])
         return float(answer["delivered"]) / float(answer["seconds"])
 
 
@@ -243,7 +276,7 @@ def _deliveries(bank: RunningBank, name: str, size: Size, tell: Tell) -> list[Ro
     with Deliverer(bank, account, "steady", 0) as steady:
         rates = []
         for number in range(size.slices + 2):
-            steady.live_on(each)
+            steady.backlog.live_on(each)
             if number == 2:  # the first has no ends, the second opens connections
                 relay_s, bank_s = process_s(steady.pid), process_s(bank._server.pid)
             rate = steady.rate_of_all()
@@ -256,30 +289,71 @@ def _deliveries(bank: RunningBank, name: str, size: Size, tell: Tell) -> list[Ro
         Row(what=f"relay to bank on {name}", estimate=mean(rates), unit="deliveries/s", least=300,
             note=f"as many starts as ends; CPU of each: relay {relay_ms:.1f} ms, bank's process {bank_ms:.1f} ms"),
     ]  # fmt: skip
-    tell(f"deliveries to the bank on {name}, {size.waiting:,} waiting against few")
-    few_count = min(max(FEW, int(size.slices * size.slice_s * 1000)), size.waiting)
+    waiting = size.waiting if name == "SQLite" else min(size.waiting, WAITING_ELSEWHERE)
+    drained = size.drained if name == "SQLite" else 0
+    return rows + _backlog(bank, account, name, waiting, drained, size, tell)
+
+
+def _backlog(
+    bank: RunningBank,
+    account: Account,
+    name: str,
+    waiting: int,
+    drained: int,
+    size: Size,
+    tell: Tell,
+) -> list[Row]:
+    """Many waiting against few, by turns, until so many are drained."""
+    few_count = min(max(FEW, int(size.slices * size.slice_s * 1000)), waiting)
+    tell(f"deliveries to the bank on {name}, {waiting:,} waiting against {few_count:,}")
+    pairs: list[tuple[float, float]] = []
+    rates: list[float] = []
+    sizes_kb: list[int] = []
+    done = 0
     with (
         Deliverer(bank, account, "few", few_count) as few,
-        Deliverer(bank, account, "many", size.waiting) as many,
+        Deliverer(bank, account, "many", waiting) as many,
     ):
         for one in (few, many):
             one.rate(0.5)
-        pairs = []
-        for number in range(size.slices):
-            both = (few, many) if number % 2 else (many, few)
-            rate_of = {one: one.rate(size.slice_s) for one in both}
-            pairs.append((rate_of[many], rate_of[few]))
-        memory_mib = {one: one.ask("waiting")["rss_kb"] / 1024 for one in (few, many)}
-    backlog = statistics.median(rate for rate, _ in pairs)
-    return rows + [
-        Row(what=f"relay to bank on {name}, {size.waiting:,} waiting / {few_count:,}", estimate=ratio(pairs),
+        until = time.monotonic() + DRAIN_S
+        while len(pairs) < size.slices or (done < drained and time.monotonic() < until):
+            # Few against many in as many pairs as it takes; the rest of the drain by itself.
+            with_few = len(pairs) < size.slices
+            both = (few, many) if len(pairs) % 2 else (many, few)
+            rate_of = {}
+            for one in both if with_few else (many,):
+                rate_of[one] = one.rate(size.slice_s)
+            rates.append(rate_of[many])
+            if with_few:
+                pairs.append((rate_of[many], rate_of[few]))
+            done += int(many.delivered)
+            sizes_kb.append(many.rss_kb)
+        few_kb = few.ask("waiting")["rss_kb"]
+    third = max(1, len(rates) // 3)
+    rows = [
+        Row(what=f"relay to bank on {name}, {waiting:,} waiting / {few_count:,}", estimate=ratio(pairs),
             unit="", least=0.9,
-            note=f"rates, of about {backlog:.0f}/s: half of what waits are starts, half whole runs, which are two "
-            "requests each; flat is taken as at least 0.9"),
-        Row(what=f"relay's memory, {size.waiting:,} waiting minus {few_count:,} ({name})",
-            estimate=exact(memory_mib[many] - memory_mib[few]), unit="MiB", most=5,
-            note=f"{memory_mib[many]:.0f} MiB in all; flat is taken as at most 5 MiB more"),
+            note=f"rates, of about {statistics.median(rates):.0f}/s: half of what waits are starts, half whole runs, "
+            "which are two requests each; flat is taken as at least 0.9"),
+        Row(what=f"relay's memory, {waiting:,} waiting minus {few_count:,} ({name})",
+            estimate=exact((sizes_kb[-1] - few_kb) / 1024), unit="MiB", most=5,
+            note=f"{sizes_kb[-1] / 1024:.0f} MiB in all; flat is taken as at most 5 MiB more"),
     ]  # fmt: skip
+    if drained:
+        first, last = rates[:third], rates[-third:]
+        rows += [
+            Row(what=f"relay to bank on {name}, {done:,} drained of {waiting:,}", estimate=mean(rates),
+                unit="deliveries/s",
+                note="" if done >= drained else f"{drained:,} were wanted, the time was up"),
+            Row(what="the same, the last third's rate / the first third's", unit="", least=0.9,
+                estimate=exact(statistics.fmean(last) / statistics.fmean(first), third)),
+            Row(what="the same, relay's memory from 20 % of it to the end", unit="MiB", most=5,
+                estimate=exact((sizes_kb[-1] - sizes_kb[len(sizes_kb) // 5]) / 1024),
+                note="MiB by tenths: " + ", ".join(
+                    f"{sizes_kb[len(sizes_kb) * tenth // 10] / 1024:.1f}" for tenth in range(10))),
+        ]  # fmt: skip
+    return rows
 
 
 # -- the bank's own cost --------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench import connections
 from tests.bench.intervals import quantile, ratio
-from tests.bench.results import CannotMeasure, Row, Tell
+from tests.bench.results import CannotMeasure, Row, Tell, exact
 from tests.rig.banked import BankedCluster
 from tests.rig.cluster import Cluster, RigError, wait_until
 
@@ -164,6 +165,10 @@ def measure_steps(banked: BankedCluster, size: Size, tell: Tell) -> list[Row]:
             use(on)
             _check_maps(banked, job, on)
         tell(f"steps: {size.blocks} pairs of blocks of {size.block} sruns, spank on and off")
+        opened = {}
+        for on in (False, True):
+            use(on)
+            opened[on] = connections.of_a_step(banked, USER, job)
         script = _STEPS.format(count=size.block, job=job)
         _timed(banked, script)
         pairs = []
@@ -179,7 +184,12 @@ def measure_steps(banked: BankedCluster, size: Size, tell: Tell) -> list[Row]:
     off_ms = statistics.median(off for _, off in pairs) / size.block * 1000
     return [
         Row(what="step launch, spank on / off", estimate=ratio(pairs), unit="", most=1.05,
-            note=f"off: {off_ms:.0f} ms for one; libpython is in neither srun nor slurmstepd (looked)"),
+            note=f"off: {off_ms:.0f} ms for one"),
+        Row(what="step launch: of srun and slurmstepd, how many have libpython mapped", estimate=exact(0), unit="",
+            most=0, note="looked up in their maps; one that has ends the measurement"),
+        Row(what="step launch: connections opened, spank on minus off", unit="", most=0,
+            estimate=exact(sum(opened[True]) - sum(opened[False])),
+            note=f"by strace; off: srun {opened[False][0]:g}, slurmstepd {opened[False][1]:g}; an RPC needs one, too"),
     ]  # fmt: skip
 
 

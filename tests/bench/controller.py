@@ -46,6 +46,9 @@ CHECKPOINT_S = 5.0
 #: The bank's word is good without a question for 15 minutes; one that is older than this is worth one.
 OLD_S = 3600
 
+#: Where nobody listens.
+NO_BANK = "http://127.0.0.1:9/api"
+
 CONFIG = """\
 [PartitionPrice]
 normal = 1
@@ -53,8 +56,9 @@ long = 1.5
 whole = 2
 
 [API]
-url = "http://127.0.0.1:9/api"
-token_file = "{directory}/no-token"
+url = "{url}"
+token_file = "{directory}/token"
+timeout_s = 5
 
 [Policy]
 mode = "strict-allocation"
@@ -105,15 +109,21 @@ def installed(tell: Tell) -> Iterator[Installed]:
 class Controller:
     """One fake slurmctld with a ledger of its own, whose account has funds."""
 
-    def __init__(self, built: Installed, name: str) -> None:
+    def __init__(
+        self, built: Installed, name: str, *, url: str = NO_BANK, token: str = "none"
+    ) -> None:
         self.built = built
+        self.held_ms: list[float] = []  #: of each call of the last command: Python's lock held
         self.directory = built.scratch / name
         for directory, mode in (("", 0o755), ("state", 0o700), ("run", 0o755)):
             (self.directory / directory).mkdir(mode=mode)
         (self.directory / "slurm.conf").touch()
-        config_path = self.directory / "bank-config.toml"
-        config_path.write_text(CONFIG.format(directory=self.directory))
-        self.config = configuration.load(str(config_path), in_slurmctld=False)
+        token_file = self.directory / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(token)
+        self.config_path = self.directory / "bank-config.toml"
+        self.config_path.write_text(CONFIG.format(directory=self.directory, url=url))
+        self.config = configuration.load(str(self.config_path), in_slurmctld=False)
         self.ledger = Ledger(str(self.directory / "state"), CLUSTER)
         with self.ledger.transaction() as tx:
             tx.set_meta("complete", "1")
@@ -202,24 +212,37 @@ class Controller:
     def number(self, command: str) -> int:
         return int(re.findall(r"=(\d+)", self.ask(command))[-1])
 
-    def submits(self, count: int, *, accepted: bool = True, pause_us: int = 0) -> list[float]:
+    def submits(
+        self, count: int, *, accepted: bool = True, pause_us: int = 0, unlike: bool = False
+    ) -> list[float]:
         """Milliseconds in job_submit of each; all of them must have been accepted with a lien, or refused."""
-        answer = self.ask(f"submits {count} {pause_us} {JOB}")
+        answer = self.ask(f"{'unlike' if unlike else 'submits'} {count} {pause_us} {JOB}")
         wanted = (count, 0, count) if accepted else (0, count, 0)
-        return self._times(answer, r"accepted=(\d+) refused=(\d+) tokens=(\d+) ns=(.*)", wanted)
+        return self._times(answer, r"accepted=(\d+) refused=(\d+) tokens=(\d+)", wanted)
+
+    def submits_whatever(self, count: int, pause_us: int = 0) -> tuple[list[float], int]:
+        """The same while others hold the ledger up; and how many were accepted without a lien, since nobody could look."""
+        answer = self.ask(f"submits {count} {pause_us} {JOB}")
+        tokens = int(answer.partition(" tokens=")[2].partition(" ")[0] or 0)
+        times = self._times(
+            answer, r"accepted=(\d+) refused=(\d+) tokens=(\d+)", (count, 0, tokens)
+        )
+        return times, count - tokens
 
     def ends(self, count: int, first_job_id: int) -> list[float]:
         """Milliseconds in jobcomp of each, of the jobs submitted last."""
         answer = self.ask(f"ends {count} {first_job_id}")
-        return self._times(answer, r"ended=(\d+) ns=(.*)", (count,))
+        return self._times(answer, r"ended=(\d+)", (count,))
 
     def _times(self, answer: str, pattern: str, wanted: tuple[int, ...]) -> list[float]:
-        match = re.fullmatch(pattern, answer)
-        got = tuple(int(text) for text in match.groups()[:-1]) if match else ()
+        match = re.fullmatch(pattern + " ns=([0-9,]+) held=([0-9,]+)", answer)
+        got = tuple(int(text) for text in match.groups()[:-2]) if match else ()
         if match is None or got != wanted:
             log = (self.directory / "slurmctld.log").read_text(errors="replace").splitlines()
             raise CannotMeasure(f"{answer[:80]!r}, expected {wanted}: {log[-3:]}")
-        return [int(text) / 1e6 for text in match.groups()[-1].split(",")]
+        took, held = match.groups()[-2:]
+        self.held_ms = [int(text) / 1e6 for text in held.split(",")]
+        return [int(text) / 1e6 for text in took.split(",")]
 
     def ran_for_a_minute(self) -> str:
         """Makes the job record one that ran and completed."""
@@ -326,10 +349,10 @@ class Size:
     pairs: int  #: of blocks with the relay hung and healthy
     block: int
     ends: int
-    lives: int
+    lives: int  #: submissions, and as many ends
 
 
-FULL = Size(submits=5000, pairs=20, block=100, ends=3000, lives=20000)
+FULL = Size(submits=5000, pairs=20, block=100, ends=3000, lives=100_000)
 QUICK = Size(submits=1500, pairs=8, block=60, ends=800, lives=3000)
 
 
@@ -339,11 +362,18 @@ def measure_hooks(built: Installed, size: Size, tell: Tell) -> list[Row]:
         controller.submits(50)
         tell(f"job_submit: {size.submits} submissions, each with its lien on disk")
         submits = controller.submits(size.submits)
+        held = controller.held_ms
+        unlike = controller.submits(size.submits // 2, unlike=True)
         rows = [
             Row(what="job_submit, lien on disk: median", estimate=quantile(submits, 0.5),
                 unit="ms", most=0.3),
             Row(what="job_submit, lien on disk: p99", estimate=quantile(submits, 0.99),
                 unit="ms", most=3),
+            Row(what="job_submit, Python's lock held: median", estimate=quantile(held, 0.5), unit="ms",
+                note=f"{statistics.fmean(held) / statistics.fmean(submits):.0%} of the time; without it: decoding in C, "
+                "the log, and SQLite's work"),
+            Row(what="job_submit, lien on disk, no two alike: median", estimate=quantile(unlike, 0.5), unit="ms",
+                note="each asks for other memory: nothing kept of earlier estimates is of use"),
         ]  # fmt: skip
         spaced = controller.submits(min(size.submits // 5, 1000), pause_us=5000)
         rows.append(
@@ -369,18 +399,22 @@ def measure_hooks(built: Installed, size: Size, tell: Tell) -> list[Row]:
         first = 1000
         seen: list[float] = []
         unseen: list[float] = []
+        held = []
         tell(f"jobcomp: {size.ends} ends whose start was seen, and as many whose was not")
         block = 200
         for _ in range(size.ends // block):
             controller.submits(block)
             assert controller.see_starts(first) == block
             seen += controller.ends(block, first)
+            held += controller.held_ms
             controller.submits(block)
             unseen += controller.ends(block, first + block)
             first += 2 * block
         rows += [
             Row(what="jobcomp, charge on disk: median", estimate=quantile(seen, 0.5), unit="ms", most=0.4),
             Row(what="jobcomp, charge on disk: p99", estimate=quantile(seen, 0.99), unit="ms"),
+            Row(what="jobcomp, Python's lock held: median", estimate=quantile(held, 0.5), unit="ms",
+                note=f"{statistics.fmean(held) / statistics.fmean(seen):.0%} of the time"),
             Row(what="jobcomp, start and charge on disk: median", estimate=quantile(unseen, 0.5), unit="ms",
                 note="the run ended before the relay saw it start"),
         ]  # fmt: skip
@@ -419,23 +453,48 @@ def measure_hung(built: Installed, size: Size, tell: Tell) -> list[Row]:
     return rows
 
 
-def measure_memory(built: Installed, size: Size, tell: Tell) -> list[Row]:
-    with Controller(built, "memory") as controller:
+def measure_many(built: Installed, size: Size, tell: Tell) -> list[Row]:
+    """Submissions, and ends of what was submitted, in tenths by turns; the memory of it all."""
+    parts = 10
+    each = size.lives // parts
+    total = f"{each * parts:,}"
+    submits: list[float] = []
+    ends: list[float] = []
+    medians = []
+    submits_s = ends_s = 0.0
+    with Controller(built, "many") as controller:
         controller.ran_for_a_minute()
         before = controller.number("rss")
         controller.load("job_submit", "jobcomp")
-        parts = 10
-        each = size.lives // parts
-        tell(f"memory of slurmctld over {each * parts} submissions and ends")
-        sizes = [
-            controller.number(f"lives {each} {10_000 + number * each} {JOB}")
-            for number in range(parts)
-        ]
+        tell(f"{total} submissions and as many ends, and the memory of slurmctld")
+        sizes = []
+        for number in range(parts):
+            first = 10_000 + number * each
+            begun = time.monotonic()
+            part = controller.submits(each)
+            submits_s += time.monotonic() - begun
+            submits += part
+            controller.see_starts(first)
+            begun = time.monotonic()
+            ended = controller.ends(each, first)
+            ends_s += time.monotonic() - begun
+            ends += ended
+            medians.append((statistics.median(part), statistics.median(ended)))
+            sizes.append(controller.number("rss"))
         answers = controller.ask("sockets")
         if answers != "sockets=0":
             raise CannotMeasure(f"the fake slurmctld has {answers}, expected none")
     return [
+        Row(what=f"{total} submissions: throughput", estimate=exact(len(submits) / submits_s, len(submits)), unit="/s",
+            note="one after the other, a thread made for each"),
+        Row(what=f"{total} submissions: median", estimate=quantile(submits, 0.5), unit="ms",
+            note="by tenths " + ", ".join(f"{median:.3f}" for median, _ in medians)),
+        Row(what=f"{total} submissions: p99", estimate=quantile(submits, 0.99), unit="ms", most=3),
+        Row(what=f"{total} completions: throughput", estimate=exact(len(ends) / ends_s, len(ends)), unit="/s"),
+        Row(what=f"{total} completions: median", estimate=quantile(ends, 0.5), unit="ms",
+            note="by tenths " + ", ".join(f"{median:.3f}" for _, median in medians)),
+        Row(what=f"{total} completions: p99", estimate=quantile(ends, 0.99), unit="ms"),
         Row(what="slurmctld, memory added", estimate=exact((sizes[-1] - before) / 1024), unit="MiB", most=40),
         Row(what="slurmctld, memory from 20 % of the jobs to the end", estimate=exact((sizes[-1] - sizes[1]) / 1024),
-            unit="MiB", most=1, note=f"{each * parts:,} submissions and ends; flat is taken as at most 1 MiB"),
+            unit="MiB", most=1, note=f"{total} submissions and ends; flat is taken as at most 1 MiB"),
     ]  # fmt: skip

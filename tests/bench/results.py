@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.intervals import Estimate, within
@@ -47,7 +47,43 @@ class Row:
         return f"{sign} {bound:g}" + (f" {self.unit}" if self.unit else "")
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "within": self.within}
+        """``met``: whether all of the interval is inside the budget; None if there is no budget."""
+        budget = self.most if self.most is not None else self.least
+        bound = None if budget is None else "at most" if self.most is not None else "at least"
+        return {
+            "name": self.what,
+            "figure": self.estimate.value,
+            "unit": self.unit,
+            "bound": bound,
+            "budget": budget,
+            "met": None if budget is None else self.within == "yes",
+            "within": self.within or None,
+            "interval": [self.estimate.low, self.estimate.high],
+            "count": self.estimate.count,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """A table of its own: the same figures in several states, side by side."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, list[str]], ...]
+
+    def __str__(self) -> str:
+        return f"{self.title}\n\n" + _columns(
+            [("", *self.columns), *((name, *cells) for name, cells in self.lines)]
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "lines": {
+                name: dict(zip(self.columns, cells, strict=True)) for name, cells in self.lines
+            },
+        }
 
 
 def exact(value: float, count: int = 1) -> Estimate:
@@ -66,14 +102,19 @@ def table(rows: Sequence[Row]) -> str:
     """What, measured with its 95 % interval, budget, within."""
     cells = [("what", "measured [95 % interval]", "budget", "within")]
     cells += [(row.what, row.measured, row.budget, row.within) for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
+    notes = [f"{row.what}: {row.note}" for row in rows if row.note]
+    return "\n".join([_columns(cells)] + ([""] + notes if notes else []))
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> str:
+    """Text in columns; the first line is their heading."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    notes = [f"{row.what}: {row.note}" for row in rows if row.note]
-    return "\n".join(lines + ([""] + notes if notes else []))
+    return "\n".join(lines)
 
 
 class Progress:

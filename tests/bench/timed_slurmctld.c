@@ -3,18 +3,20 @@
  * timed_slurmctld.c - the fake slurmctld of tests/plugins, with commands that repeat a call and say how long each took.
  *
  *   submits COUNT PAUSE_US key=value ...   that many submissions of one job description; their tokens are kept for `ends`
- *                                     -> accepted=N refused=N tokens=N ns=N,N,...
+ *                                     -> accepted=N refused=N tokens=N ns=N,N,... held=N,N,...
+ *   unlike COUNT PAUSE_US key=value ...   the same, each with another --mem
  *   ends COUNT FIRST_JOB_ID           as many ends of the record that `job` set, with the tokens kept, oldest first
- *                                     -> ended=N ns=N,N,...
- *   lives COUNT FIRST_JOB_ID key=value ...   submission and end, that many times over
- *                                     -> lives=N rss=KB
+ *                                     -> ended=N ns=N,N,... held=N,N,...
  *
- * Each call comes from a thread of its own, as slurmctld's RPCs do, and is timed alone: without making the thread.
+ * Each call comes from a thread of its own, as slurmctld's RPCs do, and is timed alone: without making the thread. `held` is
+ * how long it held Python's lock: the functions that take and give it are this program's, and hand on to libpython's.
  */
+#define _GNU_SOURCE
 #define main fake_slurmctld_main
 #include "../plugins/fake_slurmctld.c"
 #undef main
 
+#include <link.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,12 +24,12 @@
 
 static char *tokens[COUNT_MAX];
 static int token_first, token_end;
-static uint64_t took_ns[COUNT_MAX];
+static uint64_t took_ns[COUNT_MAX], held_ns[COUNT_MAX];
 
 struct call {
 	job_desc_msg_t *desc;	/* NULL: the end of the job record */
 	int rc;
-	uint64_t ns;
+	uint64_t ns, held_ns;
 };
 
 static uint64_t now_ns(void)
@@ -37,6 +39,87 @@ static uint64_t now_ns(void)
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (uint64_t) now.tv_sec * 1000000000u + (uint64_t) now.tv_nsec;
 }
+
+/* --- Python's lock ------------------------------------------------------------------------------------------------- */
+
+static __thread uint64_t taken_at_ns, this_held_ns;
+static __thread int takes;
+
+static int find_libpython(struct dl_phdr_info *info, size_t size, void *found)
+{
+	(void) size;
+	if (!strstr(info->dlpi_name, "/libpython"))
+		return 0;
+	*(void **) found = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+	return 1;
+}
+
+static void *python_function(const char *name)
+{
+	static void *libpython;
+	void *function;
+
+	if (!libpython)
+		dl_iterate_phdr(find_libpython, &libpython);
+	function = libpython ? dlsym(libpython, name) : NULL;
+	if (!function) {
+		fprintf(stderr, "libpython has no %s\n", name);
+		abort();
+	}
+	return function;
+}
+
+extern int PyGILState_Ensure(void);
+extern void PyGILState_Release(int state);
+extern void *PyEval_SaveThread(void);
+extern void PyEval_RestoreThread(void *thread);
+
+extern int PyGILState_Ensure(void)
+{
+	static int (*real)(void);
+	int state;
+
+	if (!real)
+		real = (int (*)(void)) python_function("PyGILState_Ensure");
+	state = real();
+	if (!takes++)
+		taken_at_ns = now_ns();
+	return state;
+}
+
+extern void PyGILState_Release(int state)
+{
+	static void (*real)(int);
+
+	if (!real)
+		real = (void (*)(int)) python_function("PyGILState_Release");
+	if (!--takes)
+		this_held_ns += now_ns() - taken_at_ns;
+	real(state);
+}
+
+extern void *PyEval_SaveThread(void)
+{
+	static void *(*real)(void);
+
+	if (!real)
+		real = (void *(*)(void)) python_function("PyEval_SaveThread");
+	if (takes)
+		this_held_ns += now_ns() - taken_at_ns;
+	return real();
+}
+
+extern void PyEval_RestoreThread(void *thread)
+{
+	static void (*real)(void *);
+
+	if (!real)
+		real = (void (*)(void *)) python_function("PyEval_RestoreThread");
+	real(thread);
+	taken_at_ns = now_ns();
+}
+
+/* --- calls ----------------------------------------------------------------------------------------------------------- */
 
 static void *call_plugin(void *arg)
 {
@@ -49,6 +132,7 @@ static void *call_plugin(void *arg)
 	else
 		call->rc = jobcomp_plugin.log_record(&job);
 	call->ns = now_ns() - begun;
+	call->held_ns = this_held_ns;
 	xfree(message);
 	return NULL;
 }
@@ -79,15 +163,21 @@ static int read_count(char **text)
 	return (int) count;
 }
 
+static void print_list(const char *name, const uint64_t *list, int count)
+{
+	fputs(name, stdout);
+	for (int i = 0; i < count; i++)
+		printf(i ? ",%llu" : "%llu", (unsigned long long) list[i]);
+}
+
 static void print_times(int count)
 {
-	fputs(" ns=", stdout);
-	for (int i = 0; i < count; i++)
-		printf(i ? ",%llu" : "%llu", (unsigned long long) took_ns[i]);
+	print_list(" ns=", took_ns, count);
+	print_list(" held=", held_ns, count);
 	putchar('\n');
 }
 
-static void submits(char *text)
+static void submits(char *text, bool unlike)
 {
 	job_desc_msg_t described, desc;
 	int count = read_count(&text), accepted = 0, with_token = 0;
@@ -106,8 +196,11 @@ static void submits(char *text)
 		if (pause_us)
 			usleep(pause_us);
 		desc = described;
+		if (unlike)
+			desc.pn_min_memory = 1 + (uint64_t) i;
 		call_in_thread(&call);
 		took_ns[i] = call.ns;
+		held_ns[i] = call.held_ns;
 		accepted += (call.rc == SLURM_SUCCESS);
 		if (desc.admin_comment) {
 			with_token++;
@@ -121,7 +214,7 @@ static void submits(char *text)
 static void ends(char *text)
 {
 	int count = read_count(&text);
-	uint32_t first_job_id = (uint32_t) read_count(&text);
+	uint32_t first_job_id = (uint32_t) strtoul(text, &text, 10);
 	int ended = 0;
 
 	for (int i = 0; i < count; i++) {
@@ -133,6 +226,7 @@ static void ends(char *text)
 		job.admin_comment = tokens[token_first];
 		call_in_thread(&call);
 		took_ns[i] = call.ns;
+		held_ns[i] = call.held_ns;
 		ended += (call.rc == SLURM_SUCCESS);
 		job.admin_comment = NULL;
 		xfree(tokens[token_first]);
@@ -140,32 +234,6 @@ static void ends(char *text)
 	}
 	printf("ended=%d", ended);
 	print_times(count);
-}
-
-static void lives(char *text)
-{
-	job_desc_msg_t described, desc;
-	int count = read_count(&text), lived = 0;
-	uint32_t first_job_id = (uint32_t) strtoul(text, &text, 10);
-
-	while (*text == ' ')
-		text++;
-	init_job_desc(&described);
-	for_each_pair(text, set_desc_pair, &described);
-	for (int i = 0; i < count; i++) {
-		struct call submission = { .desc = &desc }, end = { .desc = NULL };
-
-		desc = described;
-		call_in_thread(&submission);
-		job.job_id = first_job_id + (uint32_t) i;
-		job.admin_comment = desc.admin_comment;
-		call_in_thread(&end);
-		lived += (submission.rc == SLURM_SUCCESS) && desc.admin_comment && (end.rc == SLURM_SUCCESS);
-		job.admin_comment = NULL;
-		xfree(desc.admin_comment);
-	}
-	printf("lives=%d ", lived);
-	rss();
 }
 
 int main(void)
@@ -189,11 +257,11 @@ int main(void)
 
 		line[strcspn(line, "\n")] = '\0';
 		if (rest && !strncmp(line, "submits ", 8)) {
-			submits(rest + 1);
+			submits(rest + 1, false);
+		} else if (rest && !strncmp(line, "unlike ", 7)) {
+			submits(rest + 1, true);
 		} else if (rest && !strncmp(line, "ends ", 5)) {
 			ends(rest + 1);
-		} else if (rest && !strncmp(line, "lives ", 6)) {
-			lives(rest + 1);
 		} else {
 			run_line(line);
 			continue;

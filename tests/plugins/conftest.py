@@ -3,6 +3,9 @@
 
 The import path is compiled into the plugins, so the scratch directory is what the tests change: `layout` gives each test a
 fresh one. Needs root, since the plugins accept import directories of root's only.
+
+With BANKING_SANITIZE=1 everything is built with AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`). What
+CPython never frees is not looked at: leaks are looked for call by call, in tests/sanitize.
 """
 
 from __future__ import annotations
@@ -12,15 +15,28 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PYTHON = "/usr/bin/python3"
+SANITIZE = bool(os.environ.get("BANKING_SANITIZE"))
+SANITIZERS = (
+    *("-O1", "-fno-omit-frame-pointer"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+)
+#: The process ends at the first finding; CPython's memory at the end of a process is no finding.
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:strict_string_checks=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1",
+}
+not_sanitized = pytest.mark.skipif(
+    SANITIZE, reason="the sanitizers have memory and symbols of their own"
+)
 LIBSLURMFULL = ("/usr/lib/*-linux-gnu/slurm-wlm", "/usr/lib64/slurm", "/usr/lib/slurm")
 
 
@@ -40,6 +56,10 @@ class Built:
     fake_slurmctld: Path
     fake_slurmstepd: Path
     slurm_tree: Path
+    #: What everything was compiled with besides.
+    flags: Tuple[str, ...] = ()
+    #: What processes with these flags need in their environment.
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def job_submit(self) -> Path:
@@ -54,8 +74,8 @@ class Built:
         return self.objects / "spank_slurm_banking.so"
 
 
-def make(*arguments: str) -> str:
-    command = ["make", "--no-print-directory", "-s", "-C", str(ROOT / "csrc"), *arguments]
+def make(*arguments: str, csrc: Path = ROOT / "csrc") -> str:
+    command = ["make", "--no-print-directory", "-s", "-C", str(csrc), *arguments]
     if os.environ.get("SLURM_SRC"):
         command.append(f"SLURM_SRC={os.environ['SLURM_SRC']}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,9 +96,15 @@ def directory_of_libslurmfull() -> Path:
     raise AssertionError(f"no libslurmfull.so in {', '.join(LIBSLURMFULL)}")
 
 
-@pytest.fixture(scope="session")
-def built() -> Iterator[Built]:
-    scratch = Path(tempfile.mkdtemp(prefix="slurm-banking-plugins-"))
+def build(
+    scratch: Path,
+    *,
+    sanitize: bool,
+    slurmctld: Path = HERE / "fake_slurmctld.c",
+    csrc: Path = ROOT / "csrc",
+) -> Built:
+    """Everything, into `scratch`; `csrc` may be a changed copy, to see what a test finds in it."""
+    flags = SANITIZERS if sanitize else ()
     constants = [
         f"BUILD={scratch}/build",
         f"LIBDIR={scratch}/lib/slurm-banking",
@@ -86,24 +112,35 @@ def built() -> Iterator[Built]:
         f"PYTHON_DYNLOAD={scratch}/dynload",
         f"PYTHON_CFFI={scratch}/cffi",
     ]
-    make("plugins", *constants)
-    tree = Path(make("slurm-tree", *constants).strip())
+    if sanitize:
+        constants += [f"CFLAGS=-g {' '.join(flags)}", f"LDFLAGS={' '.join(flags)}"]
+    make("plugins", *constants, csrc=csrc)
+    tree = Path(make("slurm-tree", *constants, csrc=csrc).strip())
     slurm = directory_of_libslurmfull()
     fake_slurmctld, fake_slurmstepd = scratch / "fake_slurmctld", scratch / "fake_slurmstepd"
     compile_c(
-        *("-rdynamic", "-pthread", f"-I{ROOT}/csrc", "-isystem", tree, HERE / "fake_slurmctld.c"),
+        *(*flags, "-rdynamic", "-pthread", f"-I{ROOT}/csrc", "-isystem", tree, slurmctld),
         *("-o", fake_slurmctld, f"-L{slurm}", "-l:libslurmfull.so", f"-Wl,-rpath,{slurm}", "-ldl"),
     )
     compile_c(
-        *("-rdynamic", "-isystem", tree, HERE / "fake_slurmstepd.c", "-o", fake_slurmstepd, "-ldl"),
+        *(*flags, "-rdynamic", "-isystem", tree, HERE / "fake_slurmstepd.c"),
+        *("-o", fake_slurmstepd, "-ldl"),
     )
-    yield Built(
+    return Built(
         scratch=scratch,
         objects=scratch / "build" / "csrc",
         fake_slurmctld=fake_slurmctld,
         fake_slurmstepd=fake_slurmstepd,
         slurm_tree=tree,
+        flags=flags,
+        environment=SANITIZER_OPTIONS if sanitize else {},
     )
+
+
+@pytest.fixture(scope="session")
+def built() -> Iterator[Built]:
+    scratch = Path(tempfile.mkdtemp(prefix="slurm-banking-plugins-"))
+    yield build(scratch, sanitize=SANITIZE)
     shutil.rmtree(scratch)
 
 
@@ -129,7 +166,11 @@ class Layout:
         done = subprocess.run(
             [str(self.built.fake_slurmctld), *arguments],
             input="".join(f"{command}\n" for command in commands),
-            env={"SLURM_CONF": str(self.etc / "slurm.conf"), **(environment or {})},
+            env={
+                "SLURM_CONF": str(self.etc / "slurm.conf"),
+                **self.built.environment,
+                **(environment or {}),
+            },
             capture_output=True,
             text=True,
             timeout=60,
@@ -180,8 +221,8 @@ def clear(path: Path) -> None:
         shutil.rmtree(path)
 
 
-@pytest.fixture
-def layout(built: Built) -> Layout:
+def lay_out(built: Built) -> Layout:
+    """A fresh one in its scratch directory, with the stand-in for the policy engine."""
     layout = Layout(
         built=built,
         lib=built.scratch / "lib" / "slurm-banking",
@@ -210,3 +251,8 @@ def layout(built: Built) -> Layout:
     (layout.etc / "slurm.conf").touch()
     layout.config.write_text("[Policy]\n")
     return layout
+
+
+@pytest.fixture
+def layout(built: Built) -> Layout:
+    return lay_out(built)

@@ -59,7 +59,7 @@ def test_install_puts_everything_where_slurm_and_the_shell_look(root: Path) -> N
         "usr/lib/tmpfiles.d/slurm-banking.conf",
         "usr/share/doc/slurm-banking/bank-config.toml.example",
         "usr/share/doc/slurm-banking/README.md",
-        "usr/share/doc/slurm-banking/docs/operations.md",
+        "usr/share/doc/slurm-banking/docs/operating.md",
     ):
         assert path in installed
 

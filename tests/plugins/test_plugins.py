@@ -11,9 +11,10 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from .conftest import Built, Layout, Submitted
+from .conftest import Built, Layout, Submitted, not_sanitized
 
 ACCOUNTING_POLICY = 2050
+PATHNAME_TOO_LONG = 2012
 NO_VAL = 0xFFFFFFFE
 NO_VAL16 = 0xFFFE
 INFINITE16 = 0xFFFF
@@ -606,6 +607,31 @@ def test_an_undecided_update_is_refused_to_users_and_left_to_operators(layout: L
     assert [Submitted.of(line).rc for line in done.answers[2:]] == [ACCOUNTING_POLICY, 0]
 
 
+# What Slurm refuses only after the plugins.
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("account", "partition", "qos", "array_inx", "name", "reservation"),
+        *("tres_per_job", "tres_per_node", "cpus_per_tres", "mem_per_tres"),
+    ],
+)
+def test_a_text_that_is_longer_than_any_that_slurm_takes_is_not_looked_at(
+    field: str, layout: Layout
+) -> None:
+    done = layout.run(
+        *[layout.load_job_submit, f"submit {field}={'x,' * 8192}"],
+        *[f"submit {field}={'x,' * 8192}x", "job", f"update {field}={'x,' * 8192}x"],
+        f"update uid=1002 {field}={'x,' * 8192}x",  # whom Slurm refuses by itself
+    )
+    answers = [Submitted.of(done.answers[i]) for i in (1, 2, 4, 5)]
+    costs_nothing = field in ("array_inx", "name", "reservation")
+    update = 0 if costs_nothing else PATHNAME_TOO_LONG
+    assert [answer.rc for answer in answers] == [0, PATHNAME_TOO_LONG, update, 0]
+    assert answers[1].message == ""
+
+
 # Ends.
 
 
@@ -810,6 +836,7 @@ def test_ten_threads_at_once_start_a_cold_plugin_together(layout: Layout) -> Non
     assert done.answers[1] == "accepted=200 refused=0"
 
 
+@not_sanitized
 def test_facts_live_as_long_as_any_thread_uses_them(layout: Layout) -> None:
     storm = "storm 10 100 name=facts partition=many,whole,nowhere,many"
     done = layout.run(
@@ -821,6 +848,7 @@ def test_facts_live_as_long_as_any_thread_uses_them(layout: Layout) -> None:
     assert after - before < 1024  # kB, over 3,000 submissions that each made new facts
 
 
+@not_sanitized
 def test_memory_stays_flat(layout: Layout) -> None:
     storm = "storm 10 300 name=token partition=normal,long,whole account=BIO"
     # the first storms fill the allocator's arenas, one for each thread that it meets at once
@@ -849,6 +877,7 @@ def exported(path: object) -> set[str]:
     return {line.split()[2] for line in listing.splitlines()}
 
 
+@not_sanitized
 def test_the_plugins_export_what_slurm_looks_up_and_nothing_else(built: Built) -> None:
     common = {"plugin_name", "plugin_type", "plugin_version"}
     assert exported(built.job_submit) == common | {"init", "fini", "job_submit", "job_modify"}
@@ -864,6 +893,7 @@ def needed(path: object) -> str:
     ).stdout
 
 
+@not_sanitized
 def test_the_plugins_stay_mapped_and_do_nothing_when_the_process_ends(built: Built) -> None:
     for path in (built.job_submit, built.jobcomp, built.spank):
         assert "NODELETE" in needed(path)
@@ -872,6 +902,7 @@ def test_the_plugins_stay_mapped_and_do_nothing_when_the_process_ends(built: Bui
         assert sizes == ["8", "8"]
 
 
+@not_sanitized
 def test_everything_the_plugins_want_is_exported_by_slurmctld(built: Built) -> None:
     provided = set()
     slurmctld = "/usr/sbin/slurmctld"

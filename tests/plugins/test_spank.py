@@ -14,7 +14,7 @@ from typing import Any, Dict, Optional
 
 import pytest
 
-from .conftest import ROOT, Built, Layout, compile_c
+from .conftest import ROOT, Built, Layout, compile_c, not_sanitized
 
 #: As slurmd 22.05 makes it for the prolog, with what a user would like to add.
 PROLOG = {
@@ -51,7 +51,11 @@ class Node:
     def prolog(
         self, context: str = "job_script", *arguments: str, **changes: Optional[str]
     ) -> subprocess.CompletedProcess[str]:
-        environment = {"SLURM_CONF": str(self.layout.etc / "slurm.conf"), **PROLOG}
+        environment = {
+            "SLURM_CONF": str(self.layout.etc / "slurm.conf"),
+            **self.built.environment,
+            **PROLOG,
+        }
         for name, value in changes.items():
             environment.pop(name, None)
             if value is not None:
@@ -201,6 +205,7 @@ def test_the_job_does_not_wait_for_the_report(node: Node) -> None:
     assert took_us < 200_000
 
 
+@not_sanitized
 def test_no_python_is_mapped_by_the_plugin(built: Built) -> None:
     listing = subprocess.run(
         ["readelf", "-d", str(built.spank)], capture_output=True, text=True, check=True

@@ -63,7 +63,7 @@ class Portal(BaseAdapter):
         self.requests: List[Tuple[str, str]] = []
         self.faults: List[
             str
-        ] = []  #: for the next requests: "", "lose_request", "lose_reply", "maintenance", "500"
+        ] = []  #: for the next requests: "", "lose_request", "lose_reply", "maintenance", "500", "other_row"
         #: called once with the job, after one was stored and before that is answered
         self.meanwhile: Optional[Callable[[Dict[str, Any]], None]] = None
         self.allow_all = False
@@ -105,6 +105,9 @@ class Portal(BaseAdapter):
         if fault == "maintenance":
             return self._answer(request, 503, HTML)
         body = json.loads(request.body) if request.body else None
+        if fault == "other_row" and request.method != "GET":
+            status = 201 if request.method == "POST" else 200
+            return self._answer(request, status, {**body, "jobslurmid": "97"})
         status, answer = self._handle(request.method, path, parse_qs(parts.query), body)
         if self.meanwhile is not None and request.method != "GET":
             happens, self.meanwhile = self.meanwhile, None

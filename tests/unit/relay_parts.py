@@ -23,10 +23,11 @@ from typing import (
 
 from slurm_banking import config as configuration
 from slurm_banking import settle
+from slurm_banking.bank import BankRun
 from slurm_banking.errors import BankUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun
 from slurm_banking.records import Funds, FundsKind, NodeShape, Partition, Run
-from slurm_banking.relay import client, protocol
+from slurm_banking.relay import client, outbox, protocol
 from slurm_banking.relay.answer import Listener
 from slurm_banking.relay.book import FILE_NAME, DeliveryBook
 from slurm_banking.relay.deliver import try_again
@@ -97,6 +98,13 @@ class Bank:
             return tx.funds_view(account, user_id).read_at
 
 
+class NoBank:
+    """A bank that cannot be asked about a run."""
+
+    def find_run(self, run: LedgerRun) -> Optional[BankRun]:
+        raise BankUnavailable("bank: connection refused")
+
+
 class Relay:
     """Everything behind the socket, and what the tests look at."""
 
@@ -115,6 +123,7 @@ class Relay:
         self.book = DeliveryBook(str(directory / "state" / FILE_NAME))
         self.refused_runs: Sequence[int] = ()
         self.delivery: Dict[str, Any] = {}
+        self.asked_bank: outbox.AskedBank = NoBank()
         self.on_retry: Callable[[Sequence[LedgerRun]], None] = lambda tried: None
         self.health: Dict[str, Any] = {"cluster": "demo", "bank_away_since": None, "alarms": []}
         self.desk = FundsDesk(
@@ -135,6 +144,8 @@ class Relay:
                 delivery_state=self.delivery_state,
                 refused_runs=lambda limit: self.refused_runs,
                 retry=self.retry,
+                standings=lambda limit, runs: outbox.standings(self.ledger, self.book, limit, runs),
+                resolve=self.resolve,
             )
         )
         with self.ledger.transaction() as tx:
@@ -157,6 +168,20 @@ class Relay:
         tried = try_again(self.ledger, self.book, run_ids, actor)
         self.on_retry(tried)
         return tried
+
+    def resolve(
+        self, run_id: int, bank_has_csu: Optional[int], reason: str, actor: str
+    ) -> Tuple[LedgerRun, int]:
+        """As the relay does, with a bank of the test's."""
+        return outbox.resolve(
+            self.ledger,
+            self.book,
+            run_id,
+            bank=lambda: self.asked_bank,
+            bank_has_csu=bank_has_csu,
+            reason=reason,
+            actor=actor,
+        )
 
     def facts(self) -> Facts:
         main = Partition(

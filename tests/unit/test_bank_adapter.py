@@ -80,6 +80,17 @@ def test_an_end_replaces_the_lien_by_the_charge(portal: Portal) -> None:
     assert (row["jobstatus"], row["amount"], row["cpu_time"]) == ("COMPLETED", "0.40", 0.016667)
 
 
+def test_an_answer_about_another_job_is_no_acknowledgement(portal: Portal) -> None:
+    bank = bank_of(portal)
+    bank.funds("fc_alpha", 1001)  # the period is known: the next request is the POST
+    portal.faults = ["other_row"]
+    with pytest.raises(BankUnavailable, match="answered about job 97"):
+        bank.start(RUNNING, 100)
+    portal.faults = ["other_row"]
+    with pytest.raises(BankUnavailable, match="answered about job 97"):
+        bank.end(ended_as(RUNNING, bank_job_id="7", bank_csu=100))
+
+
 def test_a_run_that_ended_before_its_start_was_told_is_one_put(portal: Portal) -> None:
     told = bank_of(portal).end(a_ledger_run())
     assert told.bank_csu == 40 == portal.projects["fc_alpha"].used_csu

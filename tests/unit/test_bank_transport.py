@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import calendar
 import socket
 import threading
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator, List
+from typing import Callable, Iterator, List, Optional
 
 import pytest
 
 from slurm_banking.bank import Bank
+from slurm_banking.bank.transport import MAX_RETRY_AFTER_S
 from slurm_banking.errors import BankError, BankRefused, BankUnauthorized, BankUnavailable
 from slurm_banking.ledger import LedgerRun
 from tests.unit.portal_model import HTML
@@ -129,6 +131,69 @@ ENDED = a_ledger_run(bank_job_id="7")
 def test_what_is_not_the_banks_word_is_an_outage(behave: Callable[[socket.socket], None]) -> None:
     with server(behave) as url:
         assert isinstance(error_of(url, ENDED), BankUnavailable)
+
+
+RETRY = "Retry-After: 120"
+DATED = "Retry-After: Fri, 20 Nov 2026 12:02:00 GMT"
+DATE = "Date: Fri, 20 Nov 2026 12:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "retry_after_s"),
+    [
+        ("429 Too Many Requests", [RETRY], 120),
+        ("503 Service Unavailable", [RETRY], 120),
+        ("503 Service Unavailable", [DATED, DATE], 120),
+        ("503 Service Unavailable", ["Retry-After: Fri, 20 Nov 2026 11:59:00 GMT", DATE], 0),
+        ("503 Service Unavailable", ["Retry-After: 99999999999999999999"], MAX_RETRY_AFTER_S),
+        ("503 Service Unavailable", ["Retry-After: -5"], None),
+        ("503 Service Unavailable", ["Retry-After: soon"], None),
+        ("503 Service Unavailable", ["Retry-After: Fri, 99 Nov 999999 12:02:00 GMT"], None),
+        ("503 Service Unavailable", [], None),
+        ("500 Internal Server Error", [RETRY], None),
+        ("502 Bad Gateway", [RETRY], None),
+    ],
+)
+def test_for_how_long_the_bank_asks_to_be_left_alone_is_understood(
+    status: str, headers: List[str], retry_after_s: Optional[float]
+) -> None:
+    with server(answer(status, HTML, "text/html", *headers)) as url:
+        error = error_of(url, ENDED)
+    assert isinstance(error, BankUnavailable)
+    assert error.retry_after_s == retry_after_s
+
+
+def test_a_date_to_come_back_at_is_read_by_our_clock_if_the_bank_does_not_tell_its_own() -> None:
+    at = calendar.timegm((2026, 11, 20, 12, 1, 30))
+    with server(answer("429 Too Many Requests", "", "text/html", DATED)) as url:
+        bank = Bank(url, "secret-key", timeout_s=TIMEOUT_S, clock=lambda: at)
+        with pytest.raises(BankUnavailable) as caught:
+            bank.end(ENDED)
+    assert caught.value.retry_after_s == 30
+
+
+@pytest.mark.parametrize(
+    ("behave", "answered"),
+    [
+        (answer("500 Internal Server Error", HTML, "text/html"), True),
+        (answer("200 OK", '{"something": "else"}'), True),
+        (answer("200 OK", '{"jobslurmid": "7", "userid": "1001", "accountid": "fc_alpha", "amount": "99.00"}'), True),
+        (answer("404 Not Found", HTML, "text/html"), True),
+        (answer("429 Too Many Requests", HTML, "text/html"), False),
+        (answer("502 Bad Gateway", HTML, "text/html"), False),
+        (answer("503 Service Unavailable", HTML, "text/html"), False),
+        (answer("504 Gateway Timeout", HTML, "text/html"), False),
+        (answer("301 Moved Permanently", "", "text/html", "Location: /login"), False),
+    ],
+    ids=lambda _: "answer",
+)  # fmt: skip
+def test_an_outage_of_the_whole_bank_is_told_from_an_answer_that_makes_no_sense(
+    behave: Callable[[socket.socket], None], answered: bool
+) -> None:
+    with server(behave) as url:
+        error = error_of(url, ENDED)
+    assert isinstance(error, BankUnavailable)
+    assert error.answered is answered
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])

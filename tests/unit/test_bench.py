@@ -7,8 +7,9 @@ import random
 
 import pytest
 
+from tests.bench.connections import of_program
 from tests.bench.intervals import Estimate, mean, quantile, ratio, t_95, within
-from tests.bench.results import Row, exact, number, table
+from tests.bench.results import Row, Sides, exact, number, table
 
 
 def estimate(low: float, high: float) -> Estimate:
@@ -87,3 +88,54 @@ def test_the_table_shows_measured_budget_and_verdict() -> None:
     assert lines[3].split() == ["many", "1,234,567"]
     assert lines[-1] == "many: counted"
     assert (number(0.12345), number(299.6), number(-1.91)) == ("0.123", "300", "-1.91")
+
+
+def test_a_row_of_the_file_has_figure_budget_and_whether_it_is_met() -> None:
+    fast = Row(what="fast", estimate=estimate(0.1, 0.2), unit="ms", most=0.3).as_json()
+    assert {key: fast[key] for key in ("name", "figure", "unit", "bound", "budget", "met")} == {
+        "name": "fast",
+        "figure": pytest.approx(0.15),
+        "unit": "ms",
+        "bound": "at most",
+        "budget": 0.3,
+        "met": True,
+    }
+    assert fast["interval"] == [0.1, 0.2]
+    least = Row(what="many", estimate=estimate(280, 290), unit="/s", least=300).as_json()
+    assert (least["bound"], least["budget"], least["met"]) == ("at least", 300, False)
+    # A budget inside the interval is not shown to be met.
+    unsure = Row(what="unsure", estimate=estimate(0.2, 0.4), unit="ms", most=0.35).as_json()
+    assert (unsure["met"], unsure["within"]) == (False, "open")
+    free = Row(what="free", estimate=exact(7), unit="").as_json()
+    assert (free["budget"], free["met"], free["within"]) == (None, None, None)
+
+
+def test_a_budget_of_nothing_at_all_is_a_budget() -> None:
+    none, some = (Row(what="w", estimate=exact(value), unit="", most=0) for value in (0, 1))
+    assert (none.within, none.as_json()["met"]) == ("yes", True)
+    assert (some.within, some.as_json()["met"]) == ("no", False)
+
+
+def test_states_stand_side_by_side() -> None:
+    sides = Sides(title="The bank", columns=("well", "gone"), lines=(("median", ["0.1", "0.11"]),))
+    assert [line.split() for line in str(sides).splitlines()] == [
+        ["The", "bank"], [], ["well", "gone"], ["------", "----", "----"], ["median", "0.1", "0.11"],
+    ]  # fmt: skip
+    assert sides.as_json()["lines"] == {"median": {"well": "0.1", "gone": "0.11"}}
+
+
+def test_connections_count_from_the_moment_a_process_is_the_program() -> None:
+    trace = """\
+10 connect(3, {sa_family=AF_UNIX}, 110) = 0
+10 clone3({flags=CLONE_VM}, 88 <unfinished ...>
+10 <... clone3 resumed>) = 11
+11 execve("/usr/sbin/slurmstepd", ["slurmstepd"], 0x7 /* 3 vars */) = 0
+11 connect(3, {sa_family=AF_INET}, 16) = 0
+11 clone3({flags=CLONE_VM}, 88 <unfinished ...>
+10 connect(4, {sa_family=AF_UNIX}, 110) = 0
+11 <... clone3 resumed> => {parent_tid=[12]}, 88) = 12
+12 connect(5, {sa_family=AF_INET}, 16) = -1 ECONNREFUSED
+12 execve("/bin/true", ["true"], 0x7 /* 3 vars */) = 0
+"""
+    assert of_program(trace, "slurmstepd") == 2
+    assert of_program(trace, "srun") == 0

@@ -327,14 +327,16 @@ def test_help_lists_every_command_by_whom_it_is_for(capsys: pytest.CaptureFixtur
     assert listed[program.FOR_USERS] == [
         "balance", "statement", "jobs", "quote", "why", "explain", "exceptions"
     ]  # fmt: skip
-    assert listed[program.FOR_OPERATORS] == ["status", "allow", "retry", "sweep", "check-config"]
+    assert listed[program.FOR_OPERATORS] == [
+        "status", "health", "metrics", "allow", "retry", "outbox", "sweep", "ledger", "check-config"
+    ]  # fmt: skip
     assert listed[program.SERVICES] == ["relay", "bank"]
     names = [name for group in (program.FOR_USERS, program.FOR_OPERATORS, program.SERVICES) for name in listed[group]]  # fmt: skip
     assert set(_commands()) == set(names)
     assert main(["bank", "--help"]) == 0
 
 
-@pytest.mark.parametrize("command", ["balance", "statement", "jobs", "quote", "why", "explain", "exceptions", "status", "allow", "retry", "sweep", "check-config", "relay", "bank"])  # fmt: skip
+@pytest.mark.parametrize("command", ["balance", "statement", "jobs", "quote", "why", "explain", "exceptions", "status", "health", "metrics", "allow", "retry", "outbox", "sweep", "ledger", "check-config", "relay", "bank"])  # fmt: skip
 def test_each_command_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out

@@ -3,23 +3,31 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import logging
 import os
 import sqlite3
 import stat
+import tempfile
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from slurm_banking.bank import Bank
-from slurm_banking.errors import LedgerError
+from slurm_banking import config as configuration
+from slurm_banking.bank import Acknowledgement, Bank
+from slurm_banking.errors import BankRefused, BankUnavailable, LedgerError
 from slurm_banking.ledger import Ledger, LedgerRun
 from slurm_banking.relay.book import FILE_NAME, HEAL_RETRY_S, PARKED_LOOK_S, DeliveryBook
-from slurm_banking.relay.deliver import DeliverReport, deliver_due, try_again
+from slurm_banking.relay.deliver import WORKERS, DeliverReport, deliver_due, try_again
 from slurm_banking.relay.funds import refresh_funds
+from slurm_banking.relay.service import Service
 from tests.builders import SUBMITTED, a_run
 from tests.server.running_bank import RunningBank
 from tests.unit.portal_model import Portal
@@ -161,8 +169,9 @@ def test_a_refused_token_pauses_everything_and_alarms(desk: Desk) -> None:
     desk.start(2)
     handle = desk.portal._handle
     desk.portal._handle = lambda *_: (401, {"detail": "Invalid token."})  # type: ignore[method-assign]
+    assert desk.book.token_problem is None
     report = desk.deliver()
-    assert len(report.alarms) == 1 and "401" in report.alarms[0]
+    assert report.bank_away == desk.book.token_problem and "401" in report.bank_away
     assert desk.book.away is not None and desk.book.away.unauthorized
     desk.sent()
     desk.now += 10
@@ -171,6 +180,7 @@ def test_a_refused_token_pauses_everything_and_alarms(desk: Desk) -> None:
     desk.portal._handle = handle  # type: ignore[method-assign]
     desk.now += 61
     assert desk.deliver().starts == 2
+    assert desk.book.token_problem is None
 
 
 def test_what_may_heal_waits_and_goes_when_it_has(desk: Desk) -> None:
@@ -469,3 +479,449 @@ def test_four_at_once_and_the_bundled_bank_agrees(tmp_path: Path) -> None:
         assert "refused" in deliver_due(ledger, bank, book, CONFIG, time.time()).bank_away
         ledger.close()
         book.close()
+
+
+# -- pauses, poison, order, connections ---------------------------------------------------------------------------------
+
+
+class Wrapped:
+    """The real adapter, with what a test wants before a start or an end, and who was sent when."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+        self.before: Callable[[str, LedgerRun], None] = lambda phase, run: None
+        self.log: List[Tuple[str, int, str]] = []  # (begin or end, job, phase)
+        self._lock = threading.Lock()
+
+    def _note(self, what: str, run: LedgerRun, phase: str) -> None:
+        with self._lock:
+            self.log.append((what, run.job_id, phase))
+
+    def _send(self, phase: str, run: LedgerRun, send: Callable[[], Acknowledgement]) -> Any:
+        self._note("begin", run, phase)
+        try:
+            self.before(phase, run)
+            return send()
+        finally:
+            self._note("end", run, phase)
+
+    def start(self, run: LedgerRun, amount_csu: int) -> Acknowledgement:
+        return self._send("start", run, lambda: self.bank.start(run, amount_csu))  # type: ignore[no-any-return]
+
+    def end(self, run: LedgerRun) -> Acknowledgement:
+        return self._send("end", run, lambda: self.bank.end(run))  # type: ignore[no-any-return]
+
+    def find_run(self, run: LedgerRun) -> Any:
+        return self.bank.find_run(run)
+
+
+def wrap(desk: Desk) -> Wrapped:
+    wrapped = Wrapped(desk.bank)
+    desk.bank = wrapped  # type: ignore[assignment]
+    return wrapped
+
+
+def another_account(desk: Desk, name: str, user_id: int) -> int:
+    desk.portal.member(desk.portal.project(name, 100_000), user_id)
+    return user_id
+
+
+def test_a_bank_that_says_for_how_long_is_not_asked_before(desk: Desk) -> None:
+    desk.start(1)
+    bank = wrap(desk)
+
+    def throttled(phase: str, run: LedgerRun) -> None:
+        raise BankUnavailable("429 slow down", retry_after_s=40)
+
+    bank.before = throttled
+    assert desk.deliver().bank_away == "429 slow down"
+    bank.log.clear()
+    desk.now += 39.9
+    assert "429" in desk.deliver().bank_away
+    assert bank.log == []
+    bank.before = lambda phase, run: None
+    desk.now += 5
+    assert desk.deliver().starts == 1
+
+
+def test_what_the_bank_asks_for_is_bounded_by_what_the_site_allows(desk: Desk) -> None:
+    desk.start(1)
+    bank = wrap(desk)
+
+    def closed(phase: str, run: LedgerRun) -> None:
+        raise BankUnavailable("503 until next year", retry_after_s=86_400)
+
+    bank.before = closed
+    desk.deliver()
+    bank.before = lambda phase, run: None
+    desk.now += 301
+    assert desk.deliver().starts == 1
+
+
+def test_an_account_on_which_the_bank_fails_does_not_stop_the_others(desk: Desk) -> None:
+    """As when its rows at the bank are broken: a 500 for whatever is sent, hundreds of times before the others' turn."""
+    other = another_account(desk, "fc_beta", 1003)
+    for job_id in range(1, 301):
+        desk.start(job_id)
+    for job_id in range(301, 341):
+        desk.start(job_id, account="fc_beta", user_id=other)
+    create = desk.portal._create
+
+    def broken(body: Any) -> Any:
+        return (500, "<h1>error</h1>") if body["accountid"] == "fc_alpha" else create(body)
+
+    desk.portal._create = broken  # type: ignore[method-assign]
+    report = desk.deliver()
+    assert report.starts == 40 and report.bank_away == "" and desk.book.away is None
+    assert desk.sent().count("POST jobs") == 41  # one of the broken account's speaks for the rest
+    for _ in range(40):
+        desk.now += 30
+        desk.deliver()
+    tries = [word for word in desk.sent() if word == "POST jobs"]
+    assert 3 <= len(tries) <= 15, "seldom and seldom"
+    desk.portal._create = create  # type: ignore[method-assign]
+    for _ in range(12):
+        desk.now += 60
+        desk.deliver()
+    assert desk.waiting() == 0 and len(desk.portal.jobs) == 340
+
+
+def test_a_bank_that_fails_on_many_accounts_is_away(desk: Desk) -> None:
+    for number in range(6):
+        user = another_account(desk, f"fc_{number}", 2000 + number)
+        desk.start(number + 1, account=f"fc_{number}", user_id=user)
+    desk.portal._create = lambda body: (500, "<h1>error</h1>")  # type: ignore[method-assign]
+    report = desk.deliver()
+    assert report.unanswered == 3 and "500" in report.bank_away
+    assert desk.book.away is not None
+
+
+POISON = ("", "", "", "500", "refused", "heals", "hangs", "lost", "nonsense")
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kinds=st.lists(st.sampled_from(POISON), min_size=4, max_size=24),
+    ended=st.lists(st.booleans(), min_size=24, max_size=24),
+    workers=st.sampled_from([1, 4]),
+)
+def test_poison_blocks_nobody_and_each_run_is_told_in_order(
+    kinds: List[str], ended: List[bool], workers: int
+) -> None:
+    """Runs of six accounts, some of which the bank never takes, in whatever way; the others all arrive, each start
+    before its end, nothing of one run twice at a time, and what the bank counts is what the ledger has."""
+    with tempfile.TemporaryDirectory(prefix="sbd-") as directory:
+        desk = Desk(Path(directory), workers=workers)
+        try:
+            bank = wrap(desk)
+            whose = {}
+            for number in range(6):
+                user = another_account(desk, f"fc_{number}", 2000 + number)
+                whose[number] = dict(account=f"fc_{number}", user_id=user)
+
+            def before(phase: str, run: LedgerRun) -> None:
+                kind = kinds[run.job_id - 1]
+                if kind == "500":
+                    raise BankUnavailable("500", answered=True)
+                if kind == "refused":
+                    raise BankRefused("400 no")
+                if kind == "heals":
+                    raise BankRefused("400 not a member", heals=True)
+                if kind == "hangs":
+                    raise BankUnavailable("no complete answer in time")
+                if kind == "nonsense":
+                    raise BankUnavailable("200 with HTML", answered=True)
+                if kind == "lost" and (phase, run.job_id) not in lost:
+                    lost.add((phase, run.job_id))
+                    (
+                        bank.bank.start(run, run.ledger_csu)
+                        if phase == "start"
+                        else bank.bank.end(run)
+                    )
+                    raise BankUnavailable("the reply was lost")
+
+            lost: Set[Tuple[str, int]] = set()
+            bank.before = before
+            for job_id in range(1, len(kinds) + 1):
+                desk.start(job_id, **whose[job_id % 6])
+            good = [n for n, kind in enumerate(kinds, 1) if kind in ("", "lost")]
+            for minute in range(90):
+                desk.deliver()
+                if minute == 20:
+                    for job_id in range(1, len(kinds) + 1):
+                        if ended[job_id - 1]:
+                            desk.end(job_id, charge_csu=40 + job_id, **whose[job_id % 6])
+                desk.now += 60
+            for job_id in good:
+                run = desk.run(job_id)
+                acked = run.end_acked if ended[job_id - 1] else run.start_acked
+                assert acked, (job_id, kinds[job_id - 1])
+                assert run.bank_csu == run.ledger_csu
+            assert desk.waiting() == len(kinds) - len(good)
+            for project in desk.portal.projects.values():
+                held = sum(
+                    desk.run(job_id).bank_csu
+                    for job_id in range(1, len(kinds) + 1)
+                    if desk.run(job_id).account == project.name
+                )
+                assert project.used_csu == held
+            open_jobs: Set[int] = set()
+            last_phase: Dict[int, str] = {}
+            for what, job_id, phase in bank.log:
+                if what == "begin":
+                    assert job_id not in open_jobs
+                    open_jobs.add(job_id)
+                    assert (last_phase.get(job_id), phase) != ("end", "start")
+                    last_phase[job_id] = phase
+                else:
+                    open_jobs.discard(job_id)
+        finally:
+            desk.close()
+
+
+def test_several_connections_deliver_at_once(desk: Desk) -> None:
+    for job_id in range(1, 9):
+        desk.start(job_id)
+    assert WORKERS > 1
+    together = threading.Barrier(WORKERS)
+    wrap(desk).before = lambda phase, run: (together.wait(10), None)[1]
+    assert desk.deliver(workers=WORKERS, budget_s=30).starts == 8
+
+
+def test_what_may_heal_waits_on_its_own_schedule(desk: Desk) -> None:
+    """Neither an outage's pauses nor a run's own tries make it wait longer or shorter."""
+    desk.project.members["1001"].active = False
+    desk.start(1)
+    asked: List[float] = []
+    for _ in range(30):
+        desk.deliver()
+        if desk.sent():
+            asked.append(desk.now)
+        desk.now += 20
+    pauses = [later - earlier for earlier, later in zip(asked, asked[1:])]
+    assert pauses and all(0.8 * HEAL_RETRY_S <= pause <= HEAL_RETRY_S + 20 for pause in pauses)
+    (row,) = desk.book.problems()
+    assert row.state == "healing"
+
+
+def test_a_run_that_ended_after_its_allocation_says_what_the_bank_may_hold(desk: Desk) -> None:
+    """The portal keeps what the start had there, and no later PUT mends it; whoever has to must hear of it."""
+    desk.project.end = datetime.datetime.fromtimestamp(SUBMITTED, datetime.timezone.utc).date()
+    desk.start(1, lien_csu=50)
+    desk.deliver()
+    late = SUBMITTED + 3 * 86400
+    desk.end(1, charge_csu=20, end_time=late, elapsed_s=late - SUBMITTED - 10)
+    report = desk.deliver()
+    assert report.ends == 1 and desk.waiting() == 0
+    assert desk.project.used_csu == 50, "as the portal counts"
+    assert desk.run(1).bank_csu == 20, "never less than the truth is taken as spent"
+    (alarm,) = report.alarms
+    assert "job 1" in alarm and "0.50 SU" in alarm and "0.20" in alarm
+    with desk.ledger.transaction() as tx:
+        told = [entry.reason for entry in tx.entries_by_job(1) if entry.kind == "delivered"]
+    assert "after its allocation" in told[-1]
+
+
+def test_a_token_that_expires_in_the_middle_loses_nothing_alarms_once_and_goes_on_with_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "slurm_banking.relay")
+    with RunningBank() as running:
+        account = running.account("1000")
+        tmp_path.chmod(0o755)
+        token = tmp_path / "token"
+
+        def put_token(key: str) -> None:
+            (tmp_path / "new").write_text(f"Token {key}\n")
+            (tmp_path / "new").chmod(0o600)
+            os.replace(tmp_path / "new", token)
+
+        put_token(running.keys["relay"])
+        path = tmp_path / "bank-config.toml"
+        path.write_text(
+            f'[API]\nurl = "{running.url.rstrip("/")}"\ntoken_file = "{token}"\n'
+            f'[Policy]\nmode = "strict-allocation"\n[Ledger]\nstate_dir = "{tmp_path}/state"\n'
+            f'[Relay]\nsocket = "{tmp_path}/run/relay.sock"\n[PartitionPrice]\nmain = 1.0\n'
+        )
+        (tmp_path / "state").mkdir(mode=0o700)
+        (tmp_path / "run").mkdir(mode=0o755)
+        service = Service(configuration.Reloader(str(path), in_slurmctld=False), "c")
+        try:
+            with service.ledger.transaction() as tx:
+                tx.set_meta("complete", "1")
+            submitted = int(time.time()) - 7200
+            for job_id in range(1, 41):
+                run = a_run(
+                    job_id=job_id, submit_time=submitted, start_time=submitted + 5,
+                    end_time=submitted + 65, user_id=int(account.uid), account=account.name,
+                )  # fmt: skip
+                with service.ledger.transaction() as tx:
+                    tx.start_run(run, share_csu=100, inputs={}, actor="test")
+                    tx.end_run(run, charge_csu=job_id, share_csu=100, inputs={}, actor="test")
+            delivered = []
+            done = service.book.done
+
+            def expire(*arguments: Any, **options: Any) -> None:
+                done(*arguments, **options)
+                delivered.append(1)
+                if len(delivered) == 15:
+                    running.shell("token", "revoke", "test relay")
+
+            service.book.done = expire  # type: ignore[method-assign]
+            service._deliver()
+            assert 15 <= len(delivered) < 40
+            for _ in range(6):  # tries again and again
+                service._keep()
+                service._deliver()
+                service.book.try_now()
+            alarms = [r.getMessage() for r in caplog.records if r.getMessage().startswith("alarm")]
+            assert len(alarms) == 1 and "401" in alarms[0], alarms
+            assert len([a for a in service.health()["alarms"] if "401" in a]) == 1
+            made = json.loads(
+                running.shell("token", "create", "--scope", "relay", "--name", "next", "--json")
+            )
+            put_token(made["token"])
+            running.keys["relay"] = made["token"]
+            until = time.monotonic() + 20
+            while time.monotonic() < until and len(delivered) < 40:
+                service._keep()  # as every second; nobody tells it of the file
+                service._deliver()
+                time.sleep(0.2)
+            assert len(delivered) == 40
+            service._keep()
+            assert service.health()["alarms"] == []
+            assert running.usage(account) * 100 == sum(range(1, 41))
+            with service.ledger.transaction() as tx:
+                assert tx.check() == [] and tx.outbox_size()[0] == 0
+        finally:  # it was never started
+            service.book.close()
+            service.ledger.close()
+
+
+def test_a_run_that_never_heals_does_not_keep_its_users_others_waiting(desk: Desk) -> None:
+    """Refused in words that heal, as when its row at the bank is another user's: it is no reason to try no other."""
+    bank = wrap(desk)
+
+    def never(phase: str, run: LedgerRun) -> None:
+        if run.job_id <= 3:
+            raise BankRefused("400 accountid: Specified accountid does not match", heals=True)
+
+    bank.before = never
+    for job_id in range(1, 41):
+        desk.start(job_id)
+    for _ in range(6):
+        desk.deliver()
+        desk.now += HEAL_RETRY_S + 15
+    assert desk.waiting() == 3 and len(desk.portal.jobs) == 37
+    bank.log.clear()
+    for _ in range(10):
+        desk.deliver()
+        desk.now += HEAL_RETRY_S + 15
+    tries = [entry for entry in bank.log if entry[0] == "begin"]
+    assert 10 <= len(tries) <= 20, "one of them in turn"
+    assert {job_id for _, job_id, _ in tries} == {1, 2, 3}
+
+
+def test_an_account_for_which_the_bank_never_answers_does_not_stop_the_others(desk: Desk) -> None:
+    """As when its row is locked there: each try costs a time limit, and says nothing about the bank."""
+    other = another_account(desk, "fc_beta", 1003)
+    for job_id in range(1, 121):
+        desk.start(job_id)
+    for job_id in range(121, 141):
+        desk.start(job_id, account="fc_beta", user_id=other)
+    bank = wrap(desk)
+
+    def hangs(phase: str, run: LedgerRun) -> None:
+        if run.account == "fc_alpha":
+            raise BankUnavailable("no complete answer in time")
+
+    bank.before = hangs
+    for _ in range(30):
+        desk.deliver()
+        desk.now += 1
+    assert len(desk.portal.jobs) == 20
+    bank.log.clear()
+    for _ in range(300):
+        desk.deliver()
+        desk.now += 1
+    tries = [entry for entry in bank.log if entry[0] == "begin"]
+    assert 5 <= len(tries) <= 40
+    bank.before = lambda phase, run: None
+    for _ in range(10):
+        desk.now += 60
+        desk.deliver()
+    assert desk.waiting() == 0
+
+
+def test_after_an_outage_nobody_waits_longer_for_having_tried(desk: Desk) -> None:
+    for number in range(5):
+        user = another_account(desk, f"fc_{number}", 2000 + number)
+        for job_id in range(1, 11):
+            desk.start(100 * number + job_id, account=f"fc_{number}", user_id=user)
+    bank = wrap(desk)
+
+    def gone(phase: str, run: LedgerRun) -> None:
+        raise BankUnavailable("connection refused")
+
+    bank.before = gone
+    for _ in range(3600):
+        desk.deliver()
+        desk.now += 1
+    assert len([entry for entry in bank.log if entry[0] == "begin"]) < 40
+    bank.before = lambda phase, run: None
+    for _ in range(302):
+        desk.deliver()
+        desk.now += 1
+        if not desk.waiting():
+            break
+    assert desk.waiting() == 0
+
+
+def test_a_long_queue_of_a_failing_account_costs_no_row_each_while_the_bank_is_away(
+    desk: Desk,
+) -> None:
+    for job_id in range(1, 1001):
+        desk.start(job_id)
+    bank = wrap(desk)
+
+    def gone(phase: str, run: LedgerRun) -> None:
+        raise BankUnavailable("connection refused")
+
+    bank.before = gone
+    for _ in range(6):
+        desk.deliver()
+        desk.now += 0.5
+    assert sum(desk.book.counts().values()) < 700
+
+
+def test_a_book_that_fails_while_the_bank_is_tried_again_loses_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.start(1)
+    desk.start(2)
+    desk.book.bank_failed(desk.now, "down", longest_s=300)
+    desk.now += 2
+    begin = desk.book.begin
+
+    def full(*arguments: Any) -> Any:
+        raise LedgerError("delivery book: disk is full")
+
+    monkeypatch.setattr(desk.book, "begin", full)
+    with pytest.raises(LedgerError):
+        desk.deliver()
+    monkeypatch.setattr(desk.book, "begin", begin)
+    assert desk.deliver().starts == 2 and desk.waiting() == 0
+
+
+def test_many_runs_that_ended_after_their_allocation_are_few_alarms(desk: Desk) -> None:
+    desk.project.end = datetime.datetime.fromtimestamp(SUBMITTED, datetime.timezone.utc).date()
+    late = SUBMITTED + 3 * 86400
+    for job_id in range(1, 41):
+        desk.start(job_id, lien_csu=50)
+    desk.deliver()
+    for job_id in range(1, 41):
+        desk.end(job_id, charge_csu=20, end_time=late, elapsed_s=late - SUBMITTED - 10)
+    report = desk.deliver()
+    assert report.ends == 40 and len(report.alarms) == 11 and "30 more" in report.alarms[-1]
+    with desk.ledger.transaction() as tx:
+        assert "after its allocation" in tx.entries_by_job(40)[-1].reason

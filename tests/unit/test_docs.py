@@ -201,7 +201,7 @@ def logged_events() -> set[str]:
 
 
 def test_every_line_that_is_logged_is_explained() -> None:
-    text = (DOCS / "operations.md").read_text()
+    text = (DOCS / "operating.md").read_text()
     events = logged_events()
     events |= {
         f"{what}_{outcome.value}" for what in ("submission", "update") for outcome in Outcome
@@ -212,7 +212,7 @@ def test_every_line_that_is_logged_is_explained() -> None:
 
 
 def test_every_reason_of_a_verdict_is_explained() -> None:
-    text = (DOCS / "operations.md").read_text()
+    text = (DOCS / "operating.md").read_text()
     assert not [reason.value for reason in Reason if f"`{reason.value}`" not in text]
 
 

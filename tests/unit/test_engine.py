@@ -6,16 +6,21 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cffi
 import pytest
 
-from slurm_banking import messages, settle
+from csrc.build_plugins import declarations
+from slurm_banking import counters, messages, settle
+from slurm_banking.boundary import convert, embedded
 from slurm_banking.boundary import engine as engine_module
 from slurm_banking.boundary.asker import Asker
 from slurm_banking.boundary.engine import Engine
@@ -57,7 +62,7 @@ class Site:
 
     def __init__(self, directory: Path, mode: str = "strict-allocation", policy: str = "") -> None:
         self.state = directory / "state"
-        self.state.mkdir(mode=0o700)
+        self.state.mkdir(mode=0o700, exist_ok=True)
         self.path = directory / "bank-config.toml"
         self.configure(mode, policy)
         self.lines: list[str] = []
@@ -799,3 +804,246 @@ def test_a_price_list_in_force_costs_a_submission_no_further_look(
 def test_log_lines_are_one_line_whatever_a_user_wrote(site: Site) -> None:
     site.engine.submit(a_submission(account='x y="\n=z'))
     assert "\n" not in site.lines[-1] and "account=x?y?" in site.lines[-1]
+
+
+# One line for each call, and each call counted.
+
+EVENT = re.compile(r"(submission|update|run)_[a-z_]+(?= )")
+
+
+def canonical(line: str) -> dict[str, str]:
+    """The keys of a canonical line, by the rule: single words, but for the last value, which may be any text."""
+    event, _, rest = line.partition(" ")
+    assert EVENT.match(line), line
+    found = {"event": event}
+    while rest:
+        key, equals, value = rest.partition("=")
+        assert equals and re.fullmatch(r"[a-z_]+", key) and key not in found, line
+        if key in ("reason", "problem"):
+            found[key] = value
+            break
+        found[key], _, rest = value.partition(" ")
+        assert found[key] and "=" not in found[key], line
+    return found
+
+
+class Spoken:
+    """Calls of hooks, each with the lines that it logged."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.calls: list[tuple[str, dict[str, str]]] = []
+
+    def __call__(self, hook: str, what: Any) -> dict[str, str]:
+        before = len(self.site.lines)
+        getattr(self.site.engine, hook)(what)
+        logged = self.site.lines[before:]
+        told = [line for line in logged if EVENT.match(line)]
+        assert len(told) == 1, logged
+        words = canonical(told[0])
+        self.calls.append((hook, words))
+        return words
+
+
+def spoken_by(site: Site) -> Spoken:
+    """Many calls of each hook, of every kind."""
+    say = Spoken(site)
+    site.give(1_000)
+    for index in range(40):
+        changes: list[dict[str, Any]] = [
+            dict(time_limit_min=1 + index),
+            dict(time_limit_min=100_000),
+            dict(partitions=(a_partition(name="other"), a_partition(name="un known"))),
+            dict(account=None),
+            dict(account="fc_nobody_knows"),
+            dict(associated=False, account='a "b"=c\n'),
+            dict(array_inx="0-9", room=9, time_limit_min=1),
+            dict(submit_user_id=0, time_limit_min=1),
+            dict(qos="free", time_limit_min=1),
+        ]
+        for change in changes:
+            say("submit", a_submission(**change))
+    for run in [a_run(job_id=job_id) for job_id in range(20, 30)]:
+        say("run_started", replace(run, state="RUNNING", end_time=None, elapsed_s=0))
+        say("run_started", replace(run, state="RUNNING", end_time=None, elapsed_s=0))
+        say("update", replace(an_update(lien_job=run.job_id, running=True), submit_time=SUBMITTED))
+        say("update", an_update(lien_job=900 + run.job_id, time_limit_min=100_000))
+        say("run_ended", run)
+        say("run_ended", run)
+        say("run_ended", replace(run, elapsed_s=90, end_time=SUBMITTED + 100))
+        say("run_ended", replace(run, account="fc_beta"))
+        say("run_started", replace(run, account="fc_beta", state="RUNNING"))
+        say("run_ended", replace(run, qos="free"))
+        say("run_started", replace(run, qos="free"))
+    say("run_ended", a_run(job_id=31, started=False, state="CANCELLED", nodes="", elapsed_s=0))
+    with site.ledger.transaction():
+        say("submit", a_submission())
+        say("update", an_update())
+        say("run_ended", a_run(job_id=32))
+        say("run_started", a_run(job_id=33))
+    return say
+
+
+@pytest.fixture
+def spoken(tmp_path: Path) -> Spoken:
+    tmp_path.chmod(0o755)
+    return spoken_by(Site(tmp_path, policy='exempt_qos = ["free"]\nunlisted_partition = "refuse"'))
+
+
+def test_every_call_of_a_hook_logs_exactly_one_line_that_can_be_parsed(spoken: Spoken) -> None:
+    events = {words["event"] for _, words in spoken.calls}
+    assert events >= {
+        "submission_accepted", "submission_refused", "submission_undecided", "update_accepted", "update_refused",
+        "update_undecided", "run_charged", "run_duplicate", "run_restated", "run_conflict", "run_ignored",
+        "run_to_rescan", "run_started", "run_start_unrecorded",
+    }  # fmt: skip
+    told = [line for line in spoken.site.lines if EVENT.match(line)]
+    assert len(told) == len(spoken.calls) > 400
+    for hook, words in spoken.calls:
+        assert words["hook"] == hook and int(words["elapsed_us"]) > 0
+        assert words["account"] and words["partition"]
+        if hook in ("submit", "update"):
+            assert words["job_user"] and words["prices"] and words["reason"]
+        else:
+            assert words["user"] and words["job_id"] and words["restart"]
+
+
+def test_a_line_has_the_numbers_that_the_decision_was_made_of(site: Site) -> None:
+    say = Spoken(site)
+    taken = say("submit", a_submission(time_limit_min=90))
+    (lien,) = site.liens()
+    assert taken["lien"] == lien.lien_id
+    assert (taken["estimate_su"], taken["available_su"]) == ("1.50", "10.00")
+    assert taken["prices"] == site.engine.config().prices.version
+    refused = say("submit", a_submission(time_limit_min=900))
+    assert (refused["estimate_su"], refused["available_su"]) == ("15.00", "8.50")
+    assert "lien" not in refused
+    unpriced = say("submit", a_submission(partitions=(a_partition(name="o"), a_partition(name="p"))))  # fmt: skip
+    assert unpriced["partition"] == "o,p" and "estimate_su" not in unpriced
+    confirm(site)
+    assert say("update", an_update(time_limit_min=120))["lien"] == lien.lien_id
+    moved = say("update", an_update(account="fc_beta"))
+    opened = {lien.lien_id for lien in site.liens() if lien.account == "fc_beta"}
+    assert {moved["lien"]} == opened and moved["event"] == "update_undecided"
+    ended = say("run_ended", a_run(elapsed_s=1800))
+    assert ended["charge_su"] == "0.50" and ended["lien"] and ended["prices"] == taken["prices"]
+
+
+def test_every_call_is_counted_as_it_was_told(spoken: Spoken) -> None:
+    site = spoken.site
+    site.engine.counters.write()
+    reading = counters.read(str(site.state))
+    assert reading is not None
+    decided: dict[tuple[str, str, str], int] = {}
+    settled: dict[tuple[str, str], int] = {}
+    for hook, words in spoken.calls:
+        what = words["event"].partition("_")[2]
+        if hook in ("submit", "update"):
+            key = (hook, what, words["reason"])
+            decided[key] = decided.get(key, 0) + 1
+            continue
+        result = {"start_unrecorded": "unrecorded"}.get(what, what)
+        result = "exempt" if words.get("reason") == "exempt" else result
+        settled[hook, result] = settled.get((hook, result), 0) + 1
+    assert {key: count for key, count in reading.decisions.items() if count} == decided
+    assert {key: count for key, count in reading.runs.items() if count} == settled
+    assert len(decided) > 8 and len(settled) > 8
+
+
+def test_what_log_mode_would_have_refused_is_counted_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    site = Site(tmp_path, policy='enforce = "log"')
+    site.give(10)
+    site.engine.submit(a_submission())
+    site.engine.counters.write()
+    reading = counters.read(str(site.state))
+    assert reading is not None
+    assert {key for key, count in reading.decisions.items() if count} == {("submit", "would_refuse", "insufficient_funds")}  # fmt: skip
+
+
+def test_counters_are_there_before_the_first_call(site: Site) -> None:
+    reading = counters.read(str(site.state))
+    assert reading is not None and not any(reading.decisions.values())
+
+
+def test_counters_that_cannot_be_written_change_no_decision(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "state" / counters.FILE_NAME).mkdir(parents=True, mode=0o700)
+    (tmp_path / "state").chmod(0o700)
+    site = Site(tmp_path)
+    site.give(1_000)
+    for _ in range(3):
+        assert site.engine.submit(a_submission()).outcome is Outcome.ACCEPTED
+        site.engine.counters.took("submit", 5)
+    assert sum(line.startswith("counters_unavailable ") for line in site.lines) == 1
+
+
+class Module:
+    """A module as cffi generates it: its structs are banking.h's, what C would call is in ``entries``."""
+
+    def __init__(self, site: Site) -> None:
+        self.ffi = cffi.FFI()
+        self.ffi.cdef(declarations())
+        self.entries: dict[str, Any] = {}
+        constants = self.ffi.dlopen(None)
+        names = [name for name in dir(constants) if name.startswith("BANKING_")]
+        self.lib = SimpleNamespace(**{name: getattr(constants, name) for name in names})
+        self.lib.banking_log = lambda level, line: site.lines.append(line.decode())
+        for name in ("start", "submit", "update", "run_ended"):
+            setattr(self.lib, f"banking_py_{name}", None)
+        embedded.attach(self, self.lib)
+
+    def def_extern(self, name: str) -> Callable[[Any], None]:
+        return lambda function: self.entries.__setitem__(name, function)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ffi, name)
+
+    def submit(self, **fields: Any) -> Any:
+        partition = self.ffi.new("banking_partition[1]")
+        main = self.ffi.new("char[]", b"main")
+        partition[0].name, partition[0].found = main, 1
+        partition[0].default_time_min = partition[0].max_time_min = 60
+        partition[0].total_cpus = partition[0].total_nodes = 1
+        asked = self.ffi.new("banking_submission *")
+        account = self.ffi.new("char[]", b"fc_alpha")
+        asked.account, asked.associated, asked.partitions = account, 1, partition
+        asked.job_user_id = asked.submit_user_id = 1001
+        asked.partition_count, asked.min_cpus, asked.time_limit_min = 1, 1, 1
+        asked.room = asked.max_cpus = asked.num_tasks = asked.het_job_offset = convert.NO_VAL
+        asked.pn_min_memory = convert.NO_VAL64
+        for name, value in fields.items():
+            setattr(asked, name, value)
+        reply = self.ffi.new("banking_reply *")
+        self.entries["banking_py_submit"](asked, reply)
+        return reply
+
+
+def test_the_time_of_each_call_is_counted_and_of_one_that_raised_that_it_did(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_engine", site.engine)
+    module = Module(site)
+    reply = module.submit()
+    assert reply.verdict == module.lib.BANKING_ACCEPTED
+    raised = module.submit(partitions=module.ffi.NULL)
+    assert raised.verdict == module.lib.BANKING_UNDECIDED
+    assert site.lines[-1].startswith("plugin_error in=banking_py_submit ")
+    reading = counters.read(str(site.state))
+    assert reading is not None
+    assert reading.times["submit"].count == 2
+    assert reading.times["submit"].sum_us == reply.elapsed_us + raised.elapsed_us > 0
+    assert reading.failed == {"submit": 1, "update": 0, "run_ended": 0, "run_started": 0}
+    assert reading.decisions["submit", "accepted", "fits"] == sum(reading.decisions.values()) == 1
+
+
+def test_what_c_logs_of_a_call_that_python_could_not_answer_has_the_same_form() -> None:
+    source = (Path(__file__).resolve().parents[2] / "csrc" / "shim.c").read_text()
+    (form,) = re.findall(r'snprintf\(line, sizeof\(line\), "(%s outcome=[^"]*)"', source)
+    line = form.replace("%llu", "%s") % ("update_undecided", "accepted", 3, "no verdict: a = b")
+    assert canonical(line) == {
+        "event": "update_undecided",
+        "outcome": "accepted",
+        "unlogged_before": "3",
+        "reason": "no verdict: a = b",
+    }

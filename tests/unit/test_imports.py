@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "slurm_banking"
 
 #: The pure half: what slurmctld imports, and nothing of it knows the relay, the bank or the command line.
-PURE = {"allocation", "amounts", "arrays", "charge", "config", "errors", "estimate", "ledger", "messages", "policy", "prices",
+PURE = {"allocation", "amounts", "arrays", "charge", "config", "counters", "errors", "estimate", "ledger", "messages", "policy", "prices",
         "records", "settle", "state_dir", "tokens", "tres"}  # fmt: skip
 
 #: What slurmctld may import of ours beyond the pure half: the boundary, and the question to the relay.

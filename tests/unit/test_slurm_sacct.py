@@ -63,6 +63,35 @@ def test_each_requeue_is_a_run_of_its_own() -> None:
     assert (second.state, second.submit_time, second.restart_count) == ("COMPLETED", 1795261425, 1)
 
 
+def record(shown: str, state: str, at: int) -> str:
+    """A row of job id 13, one of ten seconds."""
+    return (
+        f"13~s~{shown}~s~1001~s~sb-alice~s~fc_alpha~s~main~s~normal~s~{state}~s~{at}~s~{at + 1}~s~{at + 11}~s~10~s~"
+        "1~s~1~s~billing=1,cpu=1,node=1~s~n1~s~5~s~~s~\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "before", ["COMPLETED", "FAILED", "TIMEOUT", "CANCELLED by 1001", "CANCELLED"]
+)
+def test_an_id_given_again_after_its_job_ended_is_no_restart(before: str) -> None:
+    """StateSaveLocation was lost: Slurm counts job ids from the beginning, for the same user as well."""
+    text = record("13", before, 1795261100) + record("13", "REQUEUED", 1795261200)
+    text += record("13", "COMPLETED", 1795261300)
+    assert [run.restart_count for run in sacct(text=text).read_jobs([13])[13]] == [0, 0, 1]
+
+
+def test_an_id_given_again_to_a_task_of_an_array_is_no_restart() -> None:
+    text = record("13", "NODE_FAIL", 1795261100) + record("8_2", "COMPLETED", 1795261200)
+    assert [run.restart_count for run in sacct(text=text).read_jobs([13])[13]] == [0, 0]
+
+
+@pytest.mark.parametrize("before", ["REQUEUED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"])
+def test_what_slurm_ran_again_by_itself_is_a_restart(before: str) -> None:
+    text = record("13", before, 1795261100) + record("13", "COMPLETED", 1795261200)
+    assert [run.restart_count for run in sacct(text=text).read_jobs([13])[13]] == [0, 1]
+
+
 def test_a_restart_count_that_sacct_does_not_tell_is_not_made_up_from_part_of_the_rows() -> None:
     counts = {run.restart_count for run in sacct().read_ended_runs(*ALL) if run.job_id != 19}
     assert counts == {UNKNOWN_RESTART}

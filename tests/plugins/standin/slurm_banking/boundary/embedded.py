@@ -108,6 +108,14 @@ def attach(ffi, lib):
             line = b"%s %n 100% of what a user may type"
             lib.banking_log(lib.BANKING_LOG_INFO, line)
             answer(reply, lib.BANKING_ACCEPTED)
+        elif name == "lines":
+            lib.banking_log(
+                lib.BANKING_LOG_INFO,
+                b"one\r\n[2026] error: two\x1b[2J \xff\xc3 \xe2\x80\xa8 \xc3\xa9",
+            )
+            lib.banking_log(lib.BANKING_LOG_INFO, b"y" * 1000000)
+            reply.message = b"one\n\ttwo\r\x1b[2J\x7f \xed\xa0\x80 \xc3\xa9 \xc3"
+            reply.verdict = lib.BANKING_REFUSED
         elif name == "long":
             reply.message[0 : lib.BANKING_MESSAGE_SIZE] = b"x" * lib.BANKING_MESSAGE_SIZE
             reply.verdict = lib.BANKING_ACCEPTED

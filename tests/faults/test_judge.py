@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The judge of the fault rig, on books made by hand: it finds what is wrong, and lets pass only what a witness explains."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from tests.faults.judge import (
+    LOST_BY_SLURM,
+    NO_END,
+    NO_RECORD,
+    NO_START,
+    ONLY_AT_BANK,
+    OTHER_TIMES,
+    Books,
+    Held,
+    Note,
+    Verdict,
+    judge,
+    notes_of,
+)
+from tests.faults.schedule import CLASSES, DISASTERS, KINDS, one_of_each_class, schedules
+
+PRICES: dict[str, Any] = {
+    "partitions": {"main": {"cpu": "360"}},
+    "qos": {},
+    "state_factor": {"NODE_FAIL": "0"},
+    "admin_uids": [0],
+}
+SUBMIT, START = 1_800_000_000, 1_800_000_002
+USER = 1001
+
+
+def row(job: int, seconds: int | None = 10, **changes: str) -> dict[str, str]:
+    """Of sacct; `seconds`: None, it goes on by slurmdbd."""
+    base = {
+        "JobIDRaw": str(job),
+        "JobID": str(job),
+        "Submit": str(SUBMIT),
+        "Start": str(START),
+        "End": "Unknown" if seconds is None else str(START + seconds),
+        "UID": str(USER),
+        "Account": "fc_alpha",
+        "Partition": "main",
+        "QOS": "normal",
+        "State": "RUNNING" if seconds is None else "COMPLETED",
+        "ElapsedRaw": str(seconds or 0),
+        "Suspended": "00:00:00",
+        "TimelimitRaw": "1",
+        "AllocTRES": "billing=1,cpu=1,node=1",
+        "ReqTRES": "cpu=1",
+        "NodeList": "n1",
+        "Flags": "",
+    }
+    return base | changes
+
+
+def run(job: int, seconds: int = 10, **changes: Any) -> dict[str, Any]:
+    """Of the ledger: a CPU at 0.10 SU a second."""
+    base = {
+        "run_id": job,
+        "job_id": job,
+        "submit_time": SUBMIT,
+        "restart_count": 0,
+        "state": "ended",
+        "account": "fc_alpha",
+        "user_id": USER,
+        "partition": "main",
+        "qos": "normal",
+        "start_time": START,
+        "end_time": START + seconds,
+        "cpus": 1,
+        "slurm_state": "COMPLETED",
+        "lien_csu": 600,
+        "charge_csu": 10 * seconds,
+        "ledger_csu": 10 * seconds,
+        "bank_csu": 10 * seconds,
+        "bank_job_id": str(job),
+        "parked": None,
+        "source": "jobcomp",
+    }
+    return base | changes
+
+
+def at_bank(job: int | str, csu: int = 100, **changes: Any) -> dict[str, Any]:
+    base = {
+        "jobslurmid": str(job),
+        "user_id": USER,
+        "account": "fc_alpha",
+        "submit_time": SUBMIT,
+        "start_time": START,
+        "end_time": START + csu // 10,
+        "amount_csu": csu,
+        "counted_csu": csu,
+    }
+    return base | changes
+
+
+def books(
+    rows: list[dict[str, str]],
+    runs: list[dict[str, Any]],
+    jobs: list[dict[str, Any]],
+    **changes: Any,
+) -> Books:
+    """Whose sums are what their lines come to."""
+    held = sum(one["ledger_csu"] for one in runs)
+    used = sum(one["counted_csu"] for one in jobs)
+    whole = Books(
+        rows=rows,
+        runs=runs,
+        liens=[],
+        told=[],
+        entry_sums={("fc_alpha", USER): held},
+        outbox=[],
+        checks=[],
+        bank_jobs=jobs,
+        bank_used={("fc_alpha", USER): used},
+        prices=PRICES,
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def good_books(**changes: Any) -> Books:
+    return books(
+        [row(1), row(2, 20)],
+        [run(1), run(2, 20)],
+        [at_bank(1), at_bank(2, 200)],
+        **changes,
+    )
+
+
+def found(verdict: Verdict) -> set[str]:
+    names = ("lost", "doubled", "open_liens", "ended_wrongly", "drift", "overdrafts", "unsettled")
+    return {name for name in names if getattr(verdict, name)}
+
+
+def test_books_that_agree_are_good() -> None:
+    verdict = judge(good_books())
+    assert verdict.good and not verdict.lines() and verdict.runs == 2
+    assert verdict.drift_csu == 0
+
+
+def test_a_run_of_slurmdbd_that_the_ledger_does_not_have_is_lost() -> None:
+    verdict = judge(books([row(1), row(2)], [run(1)], [at_bank(1)]))
+    assert "lost" in found(verdict) and "job 2" in verdict.lost[0]
+    assert not verdict.good and verdict.drift_csu == 100
+
+
+def test_a_charge_that_never_reached_the_bank_is_lost() -> None:
+    verdict = judge(books([row(1)], [run(1, bank_job_id=None)], []))
+    assert "not at the bank" in verdict.lost[0] and not verdict.good
+
+
+def test_a_charge_that_only_the_bank_has_is_lost() -> None:
+    verdict = judge(books([row(1)], [run(1)], [at_bank(1), at_bank(7, submit_time=SUBMIT + 60)]))
+    assert "only at the bank" in verdict.lost[0]
+
+
+def test_a_run_under_two_names_at_the_bank_is_doubled() -> None:
+    twice = at_bank(f"1-{SUBMIT}")
+    verdict = judge(books([row(1)], [run(1)], [at_bank(1), twice]))
+    assert "under another name" in verdict.doubled[0] and not verdict.good
+
+
+def test_a_start_alone_under_a_second_name_costs_nobody_anything() -> None:
+    verdict = judge(books([row(1)], [run(1)], [at_bank(1), at_bank(f"1-{SUBMIT}", 0)]))
+    assert verdict.good
+
+
+def test_two_runs_of_one_submission_that_were_both_charged_are_doubled() -> None:
+    again = run(1, run_id=9, restart_count=1, bank_job_id="1-r1")
+    verdict = judge(books([row(1)], [run(1), again], [at_bank(1), at_bank("1-r1")]))
+    assert "two runs, both charged" in verdict.doubled[0]
+
+
+def test_charges_of_one_job_over_the_same_seconds_are_doubled() -> None:
+    again = run(
+        1,
+        run_id=9,
+        restart_count=1,
+        bank_job_id="1-r1",
+        submit_time=SUBMIT + 5,
+        start_time=START + 5,
+    )
+    verdict = judge(
+        books(
+            [row(1), row(1, 10, Submit=str(SUBMIT + 5), Start=str(START + 5))],
+            [run(1), again],
+            [at_bank(1), at_bank("1-r1", submit_time=SUBMIT + 5)],
+        )
+    )
+    assert "and again from" in verdict.doubled[0]
+
+
+def test_entries_that_charge_a_run_twice_are_doubled() -> None:
+    told = {"job_id": 1, "submit_time": SUBMIT, "restart_count": 0, "charges": 2, "starts": 1}
+    verdict = judge(good_books(told=[told]))
+    assert "2 entries charge it" in verdict.doubled[0]
+
+
+def test_what_is_set_aside_after_everything_has_ended_is_an_open_lien() -> None:
+    lien = {
+        "lien_id": "ab", "job_id": 3, "origin": "submit", "state": "confirmed", "amount_csu": 0,
+        "account": "fc_alpha", "user_id": USER,
+    }  # fmt: skip
+    assert found(judge(good_books(liens=[lien]))) == {"open_liens"}
+    going = run(3, state="running", charge_csu=None, ledger_csu=0, bank_csu=0)
+    left = books([row(1)], [run(1), going], [at_bank(1)])
+    assert found(judge(left)) == {"open_liens"}
+
+
+def test_a_lien_that_expired_while_its_job_waited_ended_wrongly() -> None:
+    expired = {"lien_id": "ab", "job_id": 3, "user_id": USER}
+    assert found(judge(good_books(expired=[expired]))) == {"ended_wrongly"}
+
+
+@pytest.mark.parametrize("csu", [99, 101, 0])
+def test_another_charge_than_by_sacct_is_drift_to_the_hundredth(csu: int) -> None:
+    verdict = judge(books([row(1)], [run(1, charge_csu=csu, ledger_csu=csu)], [at_bank(1, csu)]))
+    assert "drift" in found(verdict) and verdict.drift_csu == abs(100 - csu)
+
+
+@pytest.mark.parametrize("field", ["amount_csu", "counted_csu"])
+def test_another_charge_at_the_bank_than_in_the_ledger_is_drift(field: str) -> None:
+    verdict = judge(books([row(1)], [run(1)], [at_bank(1, **{field: 99})]))
+    assert "drift" in found(verdict)
+
+
+def test_a_row_of_another_user_or_submission_at_the_bank_is_drift() -> None:
+    assert "drift" in found(judge(books([row(1)], [run(1)], [at_bank(1, user_id=7)])))
+    assert "drift" in found(judge(books([row(1)], [run(1)], [at_bank(1, submit_time=SUBMIT + 1)])))
+
+
+def test_a_usage_of_the_bank_that_its_jobs_do_not_explain_is_drift() -> None:
+    verdict = judge(good_books(bank_used={("fc_alpha", USER): 301}))
+    assert found(verdict) == {"drift"} and verdict.drift_csu == 1
+
+
+def test_entries_that_do_not_fold_to_what_is_charged_are_drift() -> None:
+    verdict = judge(good_books(entry_sums={("fc_alpha", USER): 305}))
+    assert found(verdict) == {"drift"} and verdict.drift_csu == 5
+
+
+def test_what_waits_for_the_bank_and_what_the_ledger_says_of_itself_is_unsettled() -> None:
+    waiting = [{"job_id": 1, "phase": "end"}]
+    for wrong in ({"outbox": waiting}, {"checks": ["exposure of …"]}, {"live": ["5"]}):
+        assert found(judge(good_books(**wrong))) == {"unsettled"}
+
+
+def test_more_held_than_awarded_is_an_overdraft_but_for_what_slurm_requeued() -> None:
+    def held(of_slurm_csu: int) -> Verdict:
+        one = Held(account="fc_alpha", most_csu=1200, awarded_csu=1000, of_slurm_csu=of_slurm_csu)
+        return judge(good_books(held=[one]))
+
+    assert held(200).good
+    assert held(150).overdraft_csu == 50 and not held(150).good
+
+
+# -- exceptions: only with a witness ------------------------------------------------------------------------------------
+
+
+def log(job: int, start: int, end: int) -> str:
+    import datetime
+
+    def stamp(at: int) -> str:
+        return datetime.datetime.fromtimestamp(at).isoformat(timespec="milliseconds")
+
+    return (
+        f"[{stamp(start)}] sched: Allocate JobId={job} NodeList=n1 #CPUs=1 Partition=main\n"
+        f"[{stamp(end)}] _job_complete: JobId={job} done\n"
+    )
+
+
+def reasons(verdict: Verdict) -> list[str]:
+    return [one.reason for one in verdict.exceptions]
+
+
+def test_a_start_that_slurmdbd_lost_is_known_from_slurmctlds_log() -> None:
+    lost = row(1, Start="Unknown", State="REQUEUED")
+    seen = books([lost], [run(1)], [at_bank(1)], slurmctld_log=log(1, START, START + 10))
+    verdict = judge(seen)
+    assert reasons(verdict) == [NO_START] and verdict.good and verdict.drift_csu == 0
+    later = books([lost], [run(1)], [at_bank(1)], slurmctld_log=log(1, START + 5, START + 10))
+    assert not judge(later).good
+    assert not judge(books([lost], [run(1)], [at_bank(1)])).good
+
+
+def test_an_end_that_slurmdbd_lost_is_known_from_the_jobs_own_note() -> None:
+    notes = notes_of(f"start 1 0 {START}\nend 1 0 {START + 11}\n")
+    verdict = judge(books([row(1, None)], [run(1)], [at_bank(1)], notes=notes))
+    assert reasons(verdict) == [NO_END] and verdict.good
+    assert not judge(books([row(1, None)], [run(1)], [at_bank(1)])).good
+    too_much = run(1, charge_csu=130, ledger_csu=130)
+    verdict = judge(books([row(1, None)], [too_much], [at_bank(1, 130)], notes=notes))
+    assert not verdict.good and not verdict.exceptions
+
+
+def test_a_run_that_slurmdbd_never_heard_of_needs_a_witness() -> None:
+    seen = books([], [run(1)], [at_bank(1)], slurmctld_log=log(1, START, START + 10))
+    assert reasons(judge(seen)) == [NO_RECORD] and judge(seen).good
+    assert found(judge(books([], [run(1)], [at_bank(1)]))) == {"drift"}
+
+
+def test_other_times_at_slurmdbd_are_its_mistake_only_if_nobody_saw_those() -> None:
+    far = row(1, 10, End=str(START + 500), ElapsedRaw="500")
+    seen = books([far], [run(1)], [at_bank(1)], slurmctld_log=log(1, START, START + 10))
+    assert reasons(judge(seen)) == [OTHER_TIMES]
+    both = log(1, START, START + 10) + log(1, START, START + 500)
+    assert not judge(books([far], [run(1)], [at_bank(1)], slurmctld_log=both)).good
+
+
+def test_a_run_that_slurmctld_lost_costs_nothing_until_slurmdbd_tells_its_end() -> None:
+    lost = run(1, charge_csu=0, ledger_csu=0, bank_csu=0, slurm_state="LOST", end_time=START)
+    nothing = at_bank(1, 0)
+    verdict = judge(books([row(1, None)], [lost], [nothing]))
+    assert verdict.good and reasons(verdict) == [LOST_BY_SLURM]
+    told = judge(books([row(1)], [lost], [nothing]))
+    assert not told.good and LOST_BY_SLURM not in reasons(told)
+
+
+def test_what_only_the_bank_has_of_a_lost_ledger_needs_a_witness() -> None:
+    rows, runs, jobs = [row(1)], [run(1)], [at_bank(1), at_bank(7)]
+    seen = log(7, START, START + 10)
+    verdict = judge(books(rows, runs, jobs, slurmctld_log=seen, ledger_lost=True))
+    assert reasons(verdict) == [ONLY_AT_BANK] and verdict.good
+    assert "lost" in found(judge(books(rows, runs, jobs, slurmctld_log=seen)))
+    assert "lost" in found(judge(books(rows, runs, jobs, ledger_lost=True)))
+
+
+def test_a_run_that_bank_and_slurmdbd_agree_on_may_miss_in_a_rebuilt_ledger() -> None:
+    rows, runs = [row(1), row(7)], [run(1)]
+    whole = judge(books(rows, runs, [at_bank(1), at_bank(7)], ledger_lost=True))
+    assert reasons(whole) == [ONLY_AT_BANK] and whole.good
+    other = judge(books(rows, runs, [at_bank(1), at_bank(7, 90)], ledger_lost=True))
+    assert "lost" in found(other)
+    assert "lost" in found(judge(books(rows, runs, [at_bank(1), at_bank(7)])))
+    assert "lost" in found(judge(books(rows, runs, [at_bank(1)], ledger_lost=True)))
+
+
+def test_without_a_fault_that_loses_records_there_are_no_exceptions() -> None:
+    seen = books([], [run(1)], [at_bank(1)], slurmctld_log=log(1, START, START + 10))
+    seen.daemons_lost = False
+    assert found(judge(seen)) == {"drift"}
+
+
+def test_exceptions_are_few() -> None:
+    verdict = judge(good_books())
+    assert not verdict.too_many_exceptions
+    seen = books([], [run(1)], [at_bank(1)], slurmctld_log=log(1, START, START + 10))
+    assert judge(seen).too_many_exceptions
+
+
+def test_a_note_that_a_kill_cut_short_is_left_out() -> None:
+    assert notes_of("start 1 0 18\nend 1 0 20\nstart 2 0") == [
+        Note(kind="start", job_id=1, restart=0, at=18),
+        Note(kind="end", job_id=1, restart=0, at=20),
+    ]
+
+
+# -- schedules ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_draws_the_same_schedules_again() -> None:
+    assert list(islice(schedules(7), 60)) == list(islice(schedules(7), 60))
+    assert list(islice(schedules(7), 10)) == list(islice(schedules(7), 60))[:10]
+    assert list(islice(schedules(7), 10)) != list(islice(schedules(8), 10))
+
+
+@pytest.mark.parametrize("seed", range(1, 30))
+def test_every_kind_comes_up_twice_within_fifty_schedules(seed: int) -> None:
+    drawn = list(islice(schedules(seed), 50))
+    kinds = [fault.kind for one in drawn for fault in one.faults]
+    assert min(kinds.count(kind) for kind in KINDS) >= 2
+    assert all(2 <= len(one.faults) <= 5 for one in drawn)
+    assert all(len(DISASTERS & {fault.kind for fault in one.faults}) <= 1 for one in drawn)
+
+
+def test_the_short_form_has_a_schedule_of_each_class() -> None:
+    drawn = list(one_of_each_class(1))
+    assert len(drawn) == len(CLASSES)
+    for schedule, kinds in zip(drawn, CLASSES.values(), strict=True):
+        assert schedule.faults and {fault.kind for fault in schedule.faults} <= set(kinds)
