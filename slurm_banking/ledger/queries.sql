@@ -36,12 +36,14 @@ SELECT DISTINCT account, user_id FROM (
 	UNION SELECT runs.account, runs.user_id FROM outbox JOIN runs USING (run_id));
 
 -- name: set_aside_queued
-SELECT counted, COUNT(*) AS jobs, TOTAL(amount_csu) AS csu, TOTAL(tasks_left * per_task_csu) AS shown_csu
-FROM liens WHERE account = ? AND state != 'ended' GROUP BY counted;
+SELECT TOTAL(counted) AS jobs, TOTAL(counted * amount_csu) AS csu, TOTAL(1 - counted) AS gf_jobs,
+	TOTAL((1 - counted) * tasks_left * per_task_csu) AS gf_csu
+FROM liens WHERE account = ? AND state != 'ended';
 
 -- name: set_aside_running
-SELECT counted, COUNT(*) AS jobs, TOTAL(ledger_csu) AS csu, TOTAL(lien_csu) AS shown_csu
-FROM runs WHERE account = ? AND state = 'running' GROUP BY counted;
+SELECT TOTAL(counted) AS jobs, TOTAL(counted * ledger_csu) AS csu, TOTAL(1 - counted) AS gf_jobs,
+	TOTAL((1 - counted) * lien_csu) AS gf_csu
+FROM runs WHERE account = ? AND state = 'running';
 
 -- name: insert_lien
 INSERT INTO liens (lien_id, state, origin, counted, account, user_id, job_id, submit_time, restart_count, tasks_left,

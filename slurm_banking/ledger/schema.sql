@@ -66,7 +66,9 @@ CREATE TABLE liens (
 	CHECK (state != 'ended' OR amount_csu = 0)
 ) WITHOUT ROWID;
 CREATE INDEX liens_open ON liens (job_id) WHERE state != 'ended';
-CREATE INDEX liens_open_by_account ON liens (account, user_id) WHERE state != 'ended';
+-- With the amounts: a refusal says what is set aside, and adds that up in here alone.
+CREATE INDEX liens_open_by_account ON liens (account, user_id, counted, amount_csu, tasks_left, per_task_csu, state)
+	WHERE state != 'ended';
 
 -- state:  running --end--> ended   (an ended run may be restated; it never runs again)
 --         running --its start failed--> ended, slurm_state PENDING --start--> running
@@ -115,7 +117,8 @@ CREATE INDEX runs_running ON runs (job_id) WHERE state = 'running';
 CREATE INDEX runs_by_array ON runs (array_job_id) WHERE array_job_id IS NOT NULL;
 CREATE INDEX runs_by_account ON runs (account, end_time);
 CREATE INDEX runs_of_no_period ON runs (account) WHERE period = '';
-CREATE INDEX runs_open_by_account ON runs (account, user_id) WHERE state = 'running';
+CREATE INDEX runs_open_by_account ON runs (account, user_id, counted, ledger_csu, lien_csu, state)
+	WHERE state = 'running';
 
 -- What the bank has not acknowledged. Retry counts and times are the relay's and live in its own file.
 CREATE TABLE outbox (

@@ -87,6 +87,10 @@ class Books:
     #: Liens that expired, though a job of Slurm carries their token, and no other lien was opened for it.
     expired: Sequence[Mapping[str, Any]] = ()
     live: Sequence[str] = ()  #: what squeue still shows
+    #: Of runs that `rows` does not have: slurmdbd never got their start, and has their times alone.
+    partial: Sequence[Row] = ()
+    #: What was submitted: (job id, unix seconds, CPUs of each task, partition).
+    asked: Sequence[Sequence[Any]] = ()
     #: Whether a fault took from slurmctld or slurmdbd what they had not told or written yet.
     daemons_lost: bool = True
     ledger_lost: bool = False  #: whether it was rebuilt from what the others have
@@ -113,6 +117,8 @@ class Verdict:
     overdraft_csu: int = 0
     overdrafts: list[str] = dataclasses.field(default_factory=list)
     exceptions: list[Explained] = dataclasses.field(default_factory=list)
+    #: Runs of which slurmdbd has the times alone, and which agree to the hundredth with the CPUs and the partition asked for.
+    completed: int = 0
     #: Deliveries that wait, and what the ledger's own check says.
     unsettled: list[str] = dataclasses.field(default_factory=list)
 
@@ -230,6 +236,12 @@ class Judge:
         self._rows: dict[Key, Row] = {
             (int(row["JobIDRaw"]), int(row["Submit"])): row for row in books.rows
         }
+        self._partial: dict[Key, Row] = {
+            (int(row["JobIDRaw"]), int(row["Submit"])): row for row in books.partial
+        }
+        self._asked: dict[int, list[Sequence[Any]]] = defaultdict(list)
+        for asked in books.asked:
+            self._asked[asked[0]].append(asked)
         self._ours: dict[Key, Mapping[str, Any]] = {}
         self._only_at_bank: Counter[Holder] = Counter()
 
@@ -313,6 +325,10 @@ class Judge:
                 or (mine is None and expected == 0)
             ):
                 continue
+            if run is not None and expected is None and self._completes(key, run):
+                self.verdict.completed += 1
+                self._expected[key] = mine or 0
+                continue
             reason = self._reason(key, run, expected)
             if reason:
                 self._except(key, run, reason)
@@ -364,6 +380,28 @@ class Judge:
             alike = self.witness.saw(run["job_id"], int(row["Start"]), int(row["End"]))
             return "" if alike else OTHER_TIMES
         return ""
+
+    def _completes(self, key: Key, run: Mapping[str, Any]) -> bool:
+        """By slurmdbd's times and what its user asked for: the same, to the hundredth?"""
+        row = self._partial.get(key)
+        if row is None or not (row["Start"].isdigit() and row["End"].isdigit()):
+            return False
+        for job in (run["job_id"], run["array_job_id"]):
+            for _, at, cpus, partition in self._asked.get(job, ()):
+                if abs(at - key[1]) > NEAR_S:
+                    continue
+                seconds = int(row["End"]) - int(row["Start"])
+                whole = {
+                    **row,
+                    "Partition": partition,
+                    "QOS": "normal",
+                    "UID": str(run["user_id"]),
+                    "ElapsedRaw": str(seconds),
+                    "AllocTRES": f"cpu={cpus}",
+                }
+                if plain_charge.charge([whole], self.books.prices) == run["charge_csu"]:
+                    return True
+        return False
 
     def _as_witnessed(self, key: Key, run: Mapping[str, Any], row: Row) -> bool:
         """By the start that slurmctld logged, to the hundredth (or a second beside: the log's clock ticks by itself)."""

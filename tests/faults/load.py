@@ -93,6 +93,8 @@ class Submitted:
     account: str
     kind: str
     at: float
+    cpus: int
+    partition: str
 
 
 class Load:
@@ -208,6 +210,7 @@ class Load:
                 self.last_error = result.stderr.strip()
             return None
         job_id = int(result.stdout.strip().split(";")[0])
+        asked = dict(word.partition("=")[::2] for word in args)
         with self._lock:
             self.counts[kind] += 1
             self.submitted.append(
@@ -218,6 +221,8 @@ class Load:
                     account=account,
                     kind=kind,
                     at=time.time(),
+                    cpus=int(asked.get("--cpus-per-task", 1)),
+                    partition=asked.get("--partition", "main"),
                 )
             )
         return job_id

@@ -55,6 +55,7 @@ class Totals:
     schedules: int = 0
     jobs: int = 0
     runs: int = 0
+    completed: int = 0
     kills: int = 0
     faults: Counter[str] = dataclasses.field(default_factory=Counter)
     bank_faults: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -128,6 +129,7 @@ def run_schedule(
     loaded_s = time.monotonic() - begun
     totals.load.update(stream.counts)
     site.tasks += stream.tasks
+    site.asked += [(one.job_id, one.at, one.cpus, one.partition) for one in stream.submitted]
     wrong = site.restore(plan.restore_s)
     left = load.cancel_all(site)
     quiet = settle(site, plan.still_s)
@@ -241,12 +243,23 @@ def read(site: FaultSite) -> Books:
         " WHERE entries.kind = 'lien' AND liens.origin != 'submit' AND liens.origin != 'update') GROUP BY account"
     ):
         of_slurm[row["account"]] = row["csu"]
+    rows = plain_charge.rows_of(site.sacct_text())
+    known = {(int(row["JobIDRaw"]), int(row["Submit"])) for row in rows}
+    runs = site.ledger_rows(
+        "SELECT run_id, job_id, array_job_id, submit_time, restart_count, state, account, user_id, partition, qos, start_time, end_time,"
+        " cpus, slurm_state, lien_csu, charge_csu, ledger_csu, bank_csu, bank_job_id, parked, source FROM runs"
+    )
+    missing = {(run["job_id"], run["submit_time"]) for run in runs if run["charge_csu"]} - known
+    partial = [
+        row
+        for row in plain_charge.rows_of(site.sacct_of(sorted({job for job, _ in missing})))
+        if (int(row["JobIDRaw"]), int(row["Submit"])) in missing
+    ]
     return Books(
-        rows=plain_charge.rows_of(site.sacct_text()),
-        runs=site.ledger_rows(
-            "SELECT run_id, job_id, submit_time, restart_count, state, account, user_id, partition, qos, start_time, end_time,"
-            " cpus, slurm_state, lien_csu, charge_csu, ledger_csu, bank_csu, bank_job_id, parked, source FROM runs"
-        ),
+        rows=rows,
+        partial=partial,
+        asked=site.asked,
+        runs=runs,
         liens=site.ledger_rows("SELECT * FROM liens WHERE state != 'ended'"),
         told=told,
         entry_sums=entry_sums,
@@ -384,6 +397,7 @@ def _on_one_site(
 ) -> None:
     """Takes schedules from `left` until one is not good: what it found would be found by all that come after it."""
     runs, jobs, bank_faults = totals.runs, totals.jobs, totals.bank_faults
+    completed = totals.completed
     crashes = list(totals.crashes)
     with FaultSite(seed=plan.seed, broken=plan.broken) as site, Watch(site) as watch:
         tell(f"a cluster of {len(site.nodes)} nodes is up in {site.root}")
@@ -397,6 +411,7 @@ def _on_one_site(
             totals.verdicts.append((schedule.number, verdict))
             totals.schedules += 1
             totals.runs = runs + verdict.runs
+            totals.completed = completed + verdict.completed
             totals.jobs = jobs + site.tasks
             try:
                 totals.jobs += len(site.ledger_rows("SELECT 1 FROM runs WHERE restart_count > 0"))
@@ -473,6 +488,8 @@ def conclude(plan: Plan, totals: Totals) -> dict[str, Any]:
             {"job_id": one.job_id, "reason": one.reason, "text": one.text}
             for one in exceptions.values()
         ],
+        #: Runs of which slurmdbd has the times alone: compared with the CPUs and the partition that were asked for.
+        "completed": totals.completed,
         "exceptions_by_reason": dict(Counter(one.reason for one in exceptions.values())),
         "slurmctld_crashes": len(totals.crashes),
         "load": dict(sorted(totals.load.items())),

@@ -80,6 +80,8 @@ class FaultSite(BreakableCluster):
         #: Runs, by job id and submit time, that an earlier verdict took for exceptions; and the lines that it had.
         self.explained: set[tuple[int, int]] = set()
         self.said: set[str] = set()
+        #: What was submitted: (job id, unix seconds, CPUs of each task, partition).
+        self.asked: list[tuple[int, float, int, str]] = []
         self.ledger_lost = False  #: and rebuilt, by a fault
         #: Lien → the job of Slurm's queue that names it, and when it was last seen there.
         self.queued: dict[str, tuple[int, float]] = {}
@@ -200,18 +202,29 @@ class FaultSite(BreakableCluster):
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
-    def _sacct(self, *fields: str) -> str:
+    def _sacct(
+        self, *fields: str, arguments: Sequence[str] = ("-a", "-S", "now-2days", "-E", "now+2days")
+    ) -> str:
         return self.run_as(
             "root",
-            ["sacct", "-a", "-X", "-D", "-n", "-P", "--noconvert", "-S", "now-2days", "-E", "now+2days"]
-            + ["-o", ",".join(fields)],
+            ["sacct", "-X", "-D", "-n", "-P", "--noconvert", "-o", ",".join(fields), *arguments],
             60,
             env={"SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},
             check=True,
-        ).stdout  # fmt: skip
+        ).stdout
 
     def sacct_text(self) -> str:
         return self._sacct(*plain_charge.FIELDS)
+
+    def sacct_of(self, job_ids: Sequence[int]) -> str:
+        """By id also what slurmdbd has of runs whose start it never got: their times alone, which no window of time shows."""
+        texts = []
+        for first in range(0, len(job_ids), 300):
+            some = ",".join(str(job) for job in job_ids[first : first + 300])
+            texts.append(
+                self._sacct(*plain_charge.FIELDS, arguments=("-S", "1970-01-02", "-j", some))
+            )
+        return "".join(texts)
 
     def look(self) -> None:
         """Note which liens the jobs in Slurm's queue name, and when. Of held jobs that never ran slurmdbd keeps no record."""

@@ -64,6 +64,7 @@ def run(job: int, seconds: int = 10, **changes: Any) -> dict[str, Any]:
     base = {
         "run_id": job,
         "job_id": job,
+        "array_job_id": None,
         "submit_time": SUBMIT,
         "restart_count": 0,
         "state": "ended",
@@ -303,6 +304,19 @@ def test_a_run_that_slurmdbd_never_heard_of_needs_a_witness() -> None:
     seen = books([], [run(1)], [at_bank(1)], slurmctld_log=log(1, START, START + 10))
     assert reasons(judge(seen)) == [NO_RECORD] and judge(seen).good
     assert found(judge(books([], [run(1)], [at_bank(1)]))) == {"drift"}
+
+
+def test_times_without_a_start_record_are_completed_by_what_was_asked_for() -> None:
+    partial = row(1, Partition="", AllocTRES="", UID="0", QOS="Unknown")
+
+    def verdict(cpus: int, at: int = SUBMIT, **changes: str) -> Verdict:
+        asked = [(1, float(at), cpus, "main")]
+        whole = books([], [run(1)], [at_bank(1)], partial=[partial | changes], asked=asked)
+        return judge(whole)
+
+    assert verdict(1).good and verdict(1).completed == 1 and not verdict(1).exceptions
+    assert not verdict(2).good and not verdict(1, SUBMIT - 60).good
+    assert not verdict(1, End=str(START + 11)).good
 
 
 def test_other_times_at_slurmdbd_are_its_mistake_only_if_nobody_saw_those() -> None:
