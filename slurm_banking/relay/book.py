@@ -34,6 +34,8 @@ SCHEMA_VERSION = "1"
 
 #: Seconds after which a parked run is looked at again (not sent).
 PARKED_LOOK_S = 600.0
+#: Seconds: less is a thread that comes late, more is a clock that was set back.
+CLOCK_STEP_S = 60.0
 #: So many accounts in a row of which the bank's answers make no sense: it is the bank, not they.
 ACCOUNTS_FAILING = 3
 
@@ -145,6 +147,7 @@ class DeliveryBook:
         self._changes: Dict[str, int] = {}  # per account: begun and finished deliveries
         self._held: Dict[str, int] = {}  # accounts whose deliveries wait for a refresh
         self._away: Optional[BankAway] = None
+        self._clock_was = 0.0  #: unix seconds, as last told
         self._failures = 0
         self._writes: Optional[_WritesRefused] = None
         self._failing: Dict[str, _Failing] = {}  # by account
@@ -434,12 +437,17 @@ class DeliveryBook:
             ).fetchall()
         return [int(row[0]) for row in rows]
 
-    def due(self, now: float, limit: int) -> Sequence[Remembered]:
-        """What waits and may be tried again, longest due first."""
+    def due(self, now: float, limit: int, *, longest_s: float) -> Sequence[Remembered]:
+        """What waits and may be tried again, longest due first.
+
+        ``longest_s``: no pause is longer. What should wait for more was put off by a clock that has gone back since.
+        """
+        longest_s = max(longest_s, PARKED_LOOK_S, HEAL_RETRY_S)
         with self._lock:
             rows = self._sql(
-                "SELECT * FROM deliveries WHERE state != 'in_flight' AND next_try <= ? ORDER BY next_try LIMIT ?",
-                (now, limit),
+                "SELECT * FROM deliveries WHERE state != 'in_flight' AND (next_try <= ? OR next_try > ?)"
+                " ORDER BY next_try LIMIT ?",
+                (now, now + longest_s + 1, limit),
             ).fetchall()
         return [_remembered(row) for row in rows]
 
@@ -523,7 +531,22 @@ class DeliveryBook:
 
     def may_try(self, now: float) -> bool:
         with self._lock:
+            self._heed_clock(now)
             return self._away is None or now >= self._away.until
+
+    def _heed_clock(self, now: float) -> None:
+        """When the clock has gone back, pauses end as long after now as they would have."""
+        back_s = self._clock_was - now
+        self._clock_was = now
+        if back_s < CLOCK_STEP_S:
+            return
+        if self._away is not None:
+            away = self._away
+            self._away = replace(away, since=away.since - back_s, until=away.until - back_s)
+        if self._writes is not None:
+            self._writes = replace(self._writes, until=self._writes.until - back_s)
+        for account, failing in self._failing.items():
+            self._failing[account] = replace(failing, until=failing.until - back_s)
 
     def pauses(self, longest_s: float) -> Pauses:
         return Pauses(longest_s=longest_s, uniform=self._uniform)
@@ -544,6 +567,7 @@ class DeliveryBook:
         stays one, in the words that came with it first, until the bank answers: nothing else would mend it.
         """
         with self._lock:
+            self._heed_clock(now)
             before = self._away
             pauses = self.pauses(longest_s)
             if unauthorized and delivering:
@@ -591,6 +615,7 @@ class DeliveryBook:
     def may_deliver(self, now: float) -> Optional[str]:
         """None: yes; otherwise why not yet."""
         with self._lock:
+            self._heed_clock(now)
             if self._writes is not None and now < self._writes.until:
                 return self._writes.reason
             if self._away is not None and now < self._away.until:

@@ -240,7 +240,7 @@ class _Round:
         while True:
             with self._ledger.transaction(write=False) as tx:
                 page = tx.next_deliveries(self._book.scanned_seq, _PAGE)
-            rows = self._book.due(self._clock(), _PAGE)
+            rows = self._book.due(self._clock(), _PAGE, longest_s=self._retry_max_s)
             yield from self._new(page)
             yield from self._again(rows)
             if not page and not rows:

@@ -23,6 +23,9 @@ from tests.fidelity.plain_charge import Row
 #: or an end takes on a busy machine, and a daemon that was stopped meanwhile.
 NEAR_S = 15
 
+#: Where two ends of one run are weighed against each other.
+TIGHT_S = 2
+
 #: Of all runs: those whose record a killed daemon lost.
 MOST_EXCEPTIONS_SHARE = 0.005
 
@@ -204,8 +207,20 @@ class Witness:
                 self.starts[number].append(at)
             else:
                 self.ends[number].append(at)
+        self.flushes = [
+            int(datetime.datetime.fromisoformat(told).timestamp())
+            for told in re.findall(r"^\[(\S+?)\] Reinitializing job accounting state", log, re.M)
+        ]
         for note in notes:
             (self.starts if note.kind == "start" else self.ends)[note.job_id].append(note.at)
+
+    def saw_end(self, job_id: int, end: int) -> bool:
+        """Whether somebody saw it end just then."""
+        return any(abs(one - end) <= TIGHT_S for one in self.ends.get(job_id, ()))
+
+    def flushed(self, at: int) -> bool:
+        """Whether slurmctld, without its state, then had slurmdbd end whatever went on there."""
+        return any(abs(one - at) <= TIGHT_S for one in self.flushes)
 
     def saw(self, job_id: int, start: int | None, end: int | None) -> bool:
         """Whether somebody saw it start then (or was not asked), and end then."""
@@ -377,8 +392,10 @@ class Judge:
             return NO_END
         if (str(start), str(end)) != (row["Start"], row["End"]):
             # Only what nobody else saw either may be slurmdbd's mistake.
-            alike = self.witness.saw(run["job_id"], int(row["Start"]), int(row["End"]))
-            return "" if alike else OTHER_TIMES
+            alike = self.witness.saw_end(run["job_id"], int(row["End"]))
+            if row["State"] == "CANCELLED" and self.witness.flushed(int(row["End"])):
+                alike = False
+            return OTHER_TIMES if self.witness.saw_end(run["job_id"], end) and not alike else ""
         return ""
 
     def _completes(self, key: Key, run: Mapping[str, Any]) -> bool:

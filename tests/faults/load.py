@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from tests.rig.cluster import OPERATOR, Cluster, Node, Partition, RigError
 
@@ -372,7 +371,3 @@ def cancel_all(site: Cluster, timeout_s: float = 90) -> list[str]:
         waited += 1
         time.sleep(1)
     return left
-
-
-def as_dict(load: Load) -> dict[str, Any]:
-    return {"tasks": load.tasks, **dict(load.counts)}

@@ -327,6 +327,21 @@ def test_other_times_at_slurmdbd_are_its_mistake_only_if_nobody_saw_those() -> N
     assert not judge(books([far], [run(1)], [at_bank(1)], slurmctld_log=both)).good
 
 
+def test_an_end_made_up_when_slurmctld_came_back_without_its_state_is_slurmdbds_mistake() -> None:
+    made_up = row(1, State="CANCELLED", End=str(START + 12), ElapsedRaw="12")
+    seen = log(1, START, START + 10)
+    flush = (
+        log(99, 0, START + 12).splitlines()[1].split("]")[0]
+        + "] Reinitializing job accounting state\n"
+    )
+
+    def verdict(text: str) -> Verdict:
+        return judge(books([made_up], [run(1)], [at_bank(1)], slurmctld_log=text))
+
+    assert reasons(verdict(seen + flush)) == [OTHER_TIMES] and verdict(seen + flush).good
+    assert not verdict(seen).good and not verdict(flush).good
+
+
 def test_a_run_that_slurmctld_lost_costs_nothing_until_slurmdbd_tells_its_end() -> None:
     lost = run(1, charge_csu=0, ledger_csu=0, bank_csu=0, slurm_state="LOST", end_time=START)
     nothing = at_bank(1, 0)

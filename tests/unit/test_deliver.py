@@ -148,6 +148,21 @@ def test_everything_waits_while_the_bank_is_away_and_one_tries_whether_it_is_bac
     assert len(desk.portal.jobs) == 5
 
 
+def test_a_clock_that_went_back_makes_nobody_wait_for_it_to_catch_up(desk: Desk) -> None:
+    desk.start(1)
+    desk.portal.faults = ["", "maintenance"]
+    desk.now += 86_400
+    assert "503" in desk.deliver().bank_away
+    desk.now -= 86_400
+    asked = len(desk.portal.requests)
+    assert "503" in desk.deliver().bank_away
+    assert len(desk.portal.requests) == asked, "as long a pause, by the clock as it is now"
+    assert desk.book.away is not None and desk.book.away.since <= desk.now
+    desk.now += 301
+    desk.deliver()
+    assert (desk.waiting(), desk.book.away) == (0, None)
+
+
 def test_a_delivery_that_the_bank_fails_on_does_not_stop_the_others(desk: Desk) -> None:
     for job_id in range(1, 6):
         desk.start(job_id)
