@@ -20,6 +20,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Callable, Dict, Mapping, Optional, Tuple
 
+from slurm_banking import state_dir
+
 FILE_NAME = "counters"
 PAGE_BYTES = 4096
 
@@ -146,10 +148,10 @@ class Counters:
         self._problem = ""  #: with the file, until it is written again
         self._mistake = ""  #: of ours
 
-    def use(self, state_dir: str) -> None:
+    def use(self, directory: str) -> None:
         """Keep the file there. The first one that is found is gone on with; after that, memory knows better."""
-        if state_dir != self._wanted_dir:
-            self._wanted_dir = state_dir
+        if directory != self._wanted_dir:
+            self._wanted_dir = directory
             self._look_at = 0.0
 
     def decided(self, hook: str, outcome: str, reason: str) -> None:
@@ -235,13 +237,15 @@ class Counters:
         except OSError as error:
             self._cannot(now, error)
 
-    def _open(self, state_dir: str) -> None:
+    def _open(self, directory: str) -> None:
         """:raises OSError: the directory or the file is not fit."""
-        directory = os.stat(state_dir)
-        if directory.st_uid != os.geteuid() or directory.st_mode & 0o022:
-            raise OSError(0, "expected a directory that only SlurmUser may write")
+        problems = state_dir.check(
+            directory, os.geteuid()
+        )  # where the ledger may not be: a hung mount
+        if problems:
+            raise OSError(0, problems[0])
         descriptor = os.open(
-            os.path.join(state_dir, FILE_NAME),
+            os.path.join(directory, FILE_NAME),
             os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
             0o600,
         )
@@ -256,7 +260,7 @@ class Counters:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        self._used_dir = state_dir
+        self._used_dir = directory
 
     def _adopt(self, page: bytes) -> None:
         """Go on with what the last process counted, if this one has not begun to write; what is no page is written over."""
@@ -327,11 +331,11 @@ class Reading:
     asked_in_vain: int
 
 
-def read(state_dir: str) -> Optional[Reading]:
+def read(directory: str) -> Optional[Reading]:
     """None: there is no such file, or it is none of this version."""
     try:
         descriptor = os.open(
-            os.path.join(state_dir, FILE_NAME),
+            os.path.join(directory, FILE_NAME),
             os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
         )
     except OSError:

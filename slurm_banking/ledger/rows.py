@@ -21,8 +21,8 @@ RETURNED = "PENDING"
 def new_lien_id() -> str:
     """32 hexadecimal digits: made by whoever opens the lien, stored before it is sent anywhere.
 
-    Milliseconds, then 80 random bits: liens of the same time lie on the same pages, which saves a fifth of the writes. The
-    order says nothing.
+    Milliseconds, then 80 random bits: liens of the same time lie on the same pages, which saves writes. The order says
+    nothing.
     """
     return f"{time.time_ns() // 1_000_000 & 0xFFFFFFFFFFFF:012x}{os.urandom(10).hex()}"
 

@@ -38,6 +38,8 @@ LOST = "LOST"
 
 #: Of a run that started before the allocation period that the funds speak of; queries.sql says the same.
 _BEFORE = "before "
+
+#: Of a run whose lien had no open update when it started.
 _NO_PROPOSAL: Mapping[str, Any] = {
     "proposed_csu": None,
     "proposed_us": None,
@@ -215,7 +217,7 @@ class Transaction:
         )
 
     def set_aside(self, account: str) -> SetAside:
-        """What is open, added up: some 0.15 microseconds for each, from the index alone."""
+        """What is open, added up, from the index alone: a refusal waits for it."""
         (queued,) = self._rows("set_aside_queued", (account,))
         (running,) = self._rows("set_aside_running", (account,))
         return SetAside(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_banking import counters
+from slurm_banking import counters, state_dir
 from slurm_banking.counters import BOUNDS_US, Counters, read
 from slurm_banking.records import Outcome, Reason
 
@@ -158,7 +158,7 @@ def test_a_state_directory_made_anew_has_the_counts_again(counting: Counting) ->
     counting.accept(3)
     shutil.rmtree(counting.directory)
     counting.accept()
-    assert len(counting.told) == 1 and "No such file or directory" in counting.told[0]
+    assert len(counting.told) == 1 and "does not exist" in counting.told[0]
     counting.directory.mkdir(mode=0o700)
     counting.accept()
     assert counting.accepted == 5
@@ -179,12 +179,12 @@ def test_another_state_directory_is_counted_in_from_then_on(
 
 def _nothing_there(counting: Counting) -> str:
     counting.directory.rmdir()
-    return "No such file or directory"
+    return next(iter(state_dir.check(str(counting.directory), os.geteuid())))
 
 
 def _open_to_others(counting: Counting) -> str:
     counting.directory.chmod(0o777)
-    return "expected a directory that only SlurmUser may write"
+    return f"{counting.directory}: mode 0777: expected 0700: chmod 700 {counting.directory}"
 
 
 def _a_directory(counting: Counting) -> str:
@@ -234,6 +234,15 @@ def test_a_write_that_fails_is_told_once_and_counted_when_it_works_again(
     assert counting.accepted == 1
     counting.accept()
     assert counting.accepted == 5 and len(counting.told) == 1
+
+
+def test_nothing_is_written_on_a_network_file_system_which_could_hang(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_dir, "file_system", lambda *_, **__: "nfs4")
+    counting.accept(2)
+    assert len(counting.told) == 1 and "on a network file system (nfs4)" in counting.told[0]
+    assert not counting.path.exists()
 
 
 def test_what_is_not_known_is_counted_as_other_and_never_raises(counting: Counting) -> None:
