@@ -120,7 +120,8 @@ class Verdict:
     overdraft_csu: int = 0
     overdrafts: list[str] = dataclasses.field(default_factory=list)
     exceptions: list[Explained] = dataclasses.field(default_factory=list)
-    #: Runs of which slurmdbd has the times alone, and which agree to the hundredth with the CPUs and the partition asked for.
+    #: Runs, in the ledger or after its loss at the bank alone, of which slurmdbd has the times alone, and which agree to the
+    #: hundredth with the CPUs and the partition asked for.
     completed: int = 0
     #: Deliveries that wait, and what the ledger's own check says.
     unsettled: list[str] = dataclasses.field(default_factory=list)
@@ -229,9 +230,9 @@ class Witness:
         )
 
 
-def _base(name: str) -> int:
-    """The job id in the bank's name of a run."""
-    return int(re.split(r"[-_]", name)[0])
+def base_id(name: str) -> int:
+    """The job id in the bank's name of a run, or in sacct's JobID."""
+    return int(re.split(r"[-_+]", name)[0])
 
 
 def _near(seen: Iterable[int], at: int) -> bool:
@@ -340,7 +341,11 @@ class Judge:
                 or (mine is None and expected == 0)
             ):
                 continue
-            if run is not None and expected is None and self._completes(key, run):
+            if (
+                run is not None
+                and expected is None
+                and self._completes(key, run["user_id"], mine or 0)
+            ):
                 self.verdict.completed += 1
                 self._expected[key] = mine or 0
                 continue
@@ -398,12 +403,12 @@ class Judge:
             return OTHER_TIMES if self.witness.saw_end(run["job_id"], end) and not alike else ""
         return ""
 
-    def _completes(self, key: Key, run: Mapping[str, Any]) -> bool:
+    def _completes(self, key: Key, user_id: int, csu: int) -> bool:
         """By slurmdbd's times and what its user asked for: the same, to the hundredth?"""
         row = self._partial.get(key)
         if row is None or not (row["Start"].isdigit() and row["End"].isdigit()):
             return False
-        for job in (run["job_id"], run["array_job_id"]):
+        for job in (key[0], base_id(row["JobID"])):
             for _, at, cpus, partition in self._asked.get(job, ()):
                 if abs(at - key[1]) > NEAR_S:
                     continue
@@ -412,11 +417,11 @@ class Judge:
                     **row,
                     "Partition": partition,
                     "QOS": "normal",
-                    "UID": str(run["user_id"]),
+                    "UID": str(user_id),
                     "ElapsedRaw": str(seconds),
                     "AllocTRES": f"cpu={cpus}",
                 }
-                if plain_charge.charge([whole], self.books.prices) == run["charge_csu"]:
+                if plain_charge.charge([whole], self.books.prices) == csu:
                     return True
         return False
 
@@ -490,7 +495,7 @@ class Judge:
         for name, row in at_bank.items():
             if name in held:
                 continue
-            base = _base(name)
+            base = base_id(name)
             if (base, row["submit_time"]) in keys:
                 if row["counted_csu"]:
                     self.verdict.doubled.append(
@@ -499,6 +504,9 @@ class Judge:
             elif row["counted_csu"] and self._lost_with_the_ledger(base, row):
                 self._only_at_bank[row["account"], row["user_id"]] += row["counted_csu"]
                 self._expected.pop((base, row["submit_time"]), None)
+                if self._completes((base, row["submit_time"]), row["user_id"], row["counted_csu"]):
+                    self.verdict.completed += 1
+                    continue
                 self.verdict.exceptions.append(
                     Explained(
                         job_id=base,
@@ -514,7 +522,7 @@ class Judge:
         return self.books.ledger_lost and any(
             row["submit_time"] == key[1]
             and row["counted_csu"] == cost
-            and _base(row["jobslurmid"]) == key[0]
+            and base_id(row["jobslurmid"]) == key[0]
             for row in self.books.bank_jobs
         )
 
@@ -525,6 +533,8 @@ class Judge:
         key = job_id, row["submit_time"]
         if key in self._rows:
             return self._expected.get(key, 0) == int(row["counted_csu"])
+        if self._completes(key, row["user_id"], row["counted_csu"]):
+            return True
         return self.witness.saw(job_id, row["start_time"], row["end_time"])
 
     def _sums(self) -> None:

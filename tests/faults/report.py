@@ -249,7 +249,10 @@ def read(site: FaultSite) -> Books:
         "SELECT run_id, job_id, array_job_id, submit_time, restart_count, state, account, user_id, partition, qos, start_time, end_time,"
         " cpus, slurm_state, lien_csu, charge_csu, ledger_csu, bank_csu, bank_job_id, parked, source FROM runs"
     )
-    missing = {(run["job_id"], run["submit_time"]) for run in runs if run["charge_csu"]} - known
+    missing = {(run["job_id"], run["submit_time"]) for run in runs if run["charge_csu"]}
+    # After a loss of the ledger, what the bank alone has.
+    missing |= {(judge.base_id(job["jobslurmid"]), job["submit_time"]) for job in jobs}
+    missing -= known
     partial = [
         row
         for row in plain_charge.rows_of(site.sacct_of(sorted({job for job, _ in missing})))

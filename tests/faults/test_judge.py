@@ -370,6 +370,20 @@ def test_a_run_that_bank_and_slurmdbd_agree_on_may_miss_in_a_rebuilt_ledger() ->
     assert "lost" in found(judge(books(rows, runs, [at_bank(1)], ledger_lost=True)))
 
 
+def test_what_only_the_bank_has_agrees_with_slurmdbds_times_and_what_was_asked_for() -> None:
+    times = row(7, Partition="", QOS="", UID="0", AllocTRES="", ElapsedRaw="0")
+    asked = [[7, float(SUBMIT), 1, "main"]]
+
+    def verdict(cost: int, **changes: Any) -> Verdict:
+        lost = {"ledger_lost": True, "partial": [times], "asked": asked, **changes}
+        return judge(books([row(1)], [run(1)], [at_bank(1), at_bank(7, cost)], **lost))
+
+    assert verdict(100).good and verdict(100).completed == 1 and not verdict(100).exceptions
+    assert "lost" in found(verdict(90))
+    assert "lost" in found(verdict(100, asked=[]))
+    assert "lost" in found(verdict(100, ledger_lost=False))
+
+
 def test_without_a_fault_that_loses_records_there_are_no_exceptions() -> None:
     seen = books([], [run(1)], [at_bank(1)], slurmctld_log=log(1, START, START + 10))
     seen.daemons_lost = False
