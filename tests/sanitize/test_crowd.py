@@ -37,7 +37,7 @@ def test_a_crowd_of_threads_loses_no_lien_and_each_gets_its_own_verdict(
     print(f"\n{how}: {counts} {host.log.events.most_common(12)}")
     assert counts["wrong"] == 0, host.told("a verdict for another's job")
     assert host.log.bad == [] and host.log.errors == []
-    assert counts["liens"] == counts["ended"] > 50
+    assert counts["liens"] == counts["ended"] > 200
     # A ledger that is busy for too long leaves a job undecided, and says so: those, and no others, have no lien.
     assert counts["accepted"] - counts["liens"] == host.log.events["submission_undecided"]
 

@@ -295,6 +295,22 @@ def test_a_long_transaction_of_another_process_makes_it_busy_not_stuck(ledger: L
         tx.open_lien(**LIEN)
 
 
+def test_who_may_not_wait_for_long_looks_again_and_again(ledger: Ledger) -> None:
+    """SQLite itself looks after 1, 3, 8 and 18 ms, and misses the pauses of whoever writes and writes."""
+    quick = Ledger(ledger.state_dir, "c", busy_timeout_ms=50, check_directory=False)
+    looks: list[str] = []
+    assert quick._connection is not None
+    quick._connection.set_trace_callback(looks.append)
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(LedgerBusy), quick.transaction():
+            pass
+    finally:
+        other.execute("ROLLBACK")
+    assert looks.count("BEGIN IMMEDIATE") >= 3
+
+
 def test_opening_a_ledger_waits_no_longer_than_using_it(ledger: Ledger) -> None:
     """slurmctld may open it in a hook, when the file was replaced or could not be opened before."""
     other = sqlite3.connect(ledger.path, isolation_level=None)
