@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import threading
 from decimal import Decimal
 from typing import Any, Optional
 
@@ -108,6 +109,25 @@ class JobFields(serializers.Serializer):
         if "nodes" in values:
             values["nodes"] = list(dict.fromkeys(node["name"] for node in values["nodes"]))
         return values
+
+
+_of_thread = threading.local()
+
+
+def validated_job(data: Any) -> dict[str, Any]:
+    """What a :class:`JobFields` made anew would say; to make one, with all its fields, takes as long as to use it.
+
+    :raises serializers.ValidationError: by field.
+    """
+    fields = getattr(_of_thread, "fields", None)
+    if fields is None:
+        fields = _of_thread.fields = JobFields()
+    try:
+        return dict(fields.run_validation(data))
+    except serializers.ValidationError as error:
+        if isinstance(error.detail, dict):
+            raise
+        raise serializers.ValidationError({"non_field_errors": error.detail}) from None
 
 
 def job_on_the_wire(job: Job) -> dict[str, Any]:

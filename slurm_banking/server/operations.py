@@ -339,8 +339,9 @@ def _store_job(values: Mapping[str, Any], actor: str, *, update: bool) -> Job:
         elif not update:
             raise JobRefused({"jobslurmid": ["job with this jobslurmid already exists."]})
         else:
-            job = Job.objects.select_related("user", "account").get(pk=job_id)
+            job = Job.objects.get(pk=job_id)
             _check_same_owner(job, account, user)
+            job.user, job.account = user, account
         changed = _assign(job, values)
         _check_order(job)
         moves = _settle(job)

@@ -31,7 +31,7 @@ from rest_framework.views import APIView, exception_handler
 
 from slurm_banking.amounts import MAX_WIRE_CSU, format_su, parse_su
 from slurm_banking.server import operations, portal_compat
-from slurm_banking.server.job_fields import JobFields, job_on_the_wire
+from slurm_banking.server.job_fields import job_on_the_wire, validated_job
 from slurm_banking.server.middleware import portal_page
 from slurm_banking.server.models import (
     Account,
@@ -148,7 +148,7 @@ class Jobs(BankView):
         return Response(body)
 
     def post(self, request: Request) -> Response:
-        values = _validated_job(request)
+        values = validated_job(request.data)
         if request.user.scope == Token.START_ONLY and (
             values.get("enddate") or values.get("amount_csu")
         ):
@@ -172,7 +172,7 @@ class OneJob(BankView):
         return Response(job_on_the_wire(job))
 
     def put(self, request: Request, jobslurmid: str) -> Response:
-        values = _validated_job(request)
+        values = validated_job(request.data)
         if values["jobslurmid"] != jobslurmid and not _PORTAL:
             raise serializers.ValidationError(
                 {
@@ -186,12 +186,6 @@ class OneJob(BankView):
         except operations.JobRefused as error:
             raise serializers.ValidationError(error.errors) from None
         return Response(job_on_the_wire(job))
-
-
-def _validated_job(request: Request) -> dict[str, Any]:
-    fields = JobFields(data=request.data)
-    fields.is_valid(raise_exception=True)
-    return dict(fields.validated_data)
 
 
 def _filtered_jobs(request: Request) -> QuerySet[Job]:
