@@ -189,7 +189,7 @@ def measure_steps(banked: BankedCluster, size: Size, tell: Tell) -> list[Row]:
             most=0, note="looked up in their maps; one that has ends the measurement"),
         Row(what="step launch: connections opened, spank on minus off", unit="", most=0,
             estimate=exact(sum(opened[True]) - sum(opened[False])),
-            note=f"by strace; off: srun {opened[False][0]:g}, slurmstepd {opened[False][1]:g}; an RPC needs one, too"),
+            note=f"the fewest of twelve steps, by strace; off: srun {opened[False][0]}, slurmstepd {opened[False][1]}; an RPC needs one, too"),
     ]  # fmt: skip
 
 
