@@ -641,6 +641,11 @@ static int count_tasks(void *record, void *count)
 	return 0;
 }
 
+/*
+ * How old a walk may be. Jobs leave the table unseen, but come into it only by way of us: with what was accepted since,
+ * a walk says too much, never too little. While there is room for the largest array, that is good enough.
+ */
+#define RECOUNT_AMPLE_MS 60000
 #define RECOUNT_MS 1000
 #define RECOUNT_FULL_MS 50
 
@@ -665,6 +670,13 @@ static uint32_t room_beside(uint64_t count)
 	return (count + 1 >= slurm_conf.max_job_cnt) ? 0 : (uint32_t) (slurm_conf.max_job_cnt - 1 - count);
 }
 
+static int64_t recount_after_ms(uint32_t room)
+{
+	if (!room)
+		return RECOUNT_FULL_MS;
+	return (slurm_conf.max_array_sz && (room > slurm_conf.max_array_sz)) ? RECOUNT_AMPLE_MS : RECOUNT_MS;
+}
+
 extern uint32_t room_in_job_table(void)
 {
 	int64_t now = monotonic_ms(), age_ms;
@@ -675,7 +687,7 @@ extern uint32_t room_in_job_table(void)
 	pthread_mutex_lock(&job_table.mutex);
 	age_ms = now - job_table.walked_at_ms;
 	room = room_beside(job_table.walked + job_table.taken);
-	if (!job_table.walked_at_ms || (age_ms >= (room ? RECOUNT_MS : RECOUNT_FULL_MS))) {
+	if (!job_table.walked_at_ms || (age_ms >= recount_after_ms(room))) {
 		job_table.walked = job_table.taken = 0;
 		banking_list_walk(job_list, count_tasks, &job_table.walked);
 		job_table.walked_at_ms = now;

@@ -40,8 +40,9 @@ extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_ui
 
 /*
  * How many more jobs and array tasks slurmctld takes. It refuses what has no room only after the plugin, and sbatch then
- * tries again: what was set aside each time would add up. The table is walked once a second, and while it seems full
- * every 50 ms at most; between two walks the accepted ones are added to what the last one found.
+ * tries again: what was set aside each time would add up. The table is walked once a minute while there is room for
+ * the largest array (MaxArraySize), then once a second, and while it seems full every 50 ms at most; between two walks
+ * the accepted ones are added to what the last one found.
  */
 extern uint32_t room_in_job_table(void);
 extern void took_room_in_job_table(uint32_t tasks);

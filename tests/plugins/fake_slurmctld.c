@@ -17,6 +17,8 @@
  *   unsettled                         as in the second of such a change: nothing that is decoded may be kept
  *   update uid=UID key=value ...      job_modify of that record
  *   end                               jobcomp_p_log_record of that record
+ *   ends COUNT                        that many of them; answers with the time of one, in microseconds
+ *   location                          jobcomp_p_set_location, as when logs were rotated
  *   get_jobs                          jobcomp_p_get_jobs, as sacct -c
  *   storm THREADS COUNT key=value ... that many submissions at once, without a mutex (as Slurm 23.02 and later)
  *   maps TEXT                         how many different files with TEXT in their path are mapped
@@ -75,6 +77,14 @@ extern slurmctld_resv_t *find_resv_name(char *resv_name)
 	static slurmctld_resv_t reservation = { .name = "workshop", .part_ptr = &parts[2] };
 
 	return strcmp(resv_name, reservation.name) ? NULL : &reservation;
+}
+
+/* Only Cray's has anything to say. */
+extern char *select_g_select_jobinfo_sprint(dynamic_plugin_data_t *jobinfo, char *text, size_t size, int mode)
+{
+	(void) mode;
+	snprintf(text, size, "%s", jobinfo ? "Blades=7" : "");
+	return text;
 }
 
 #define SLURM_USER 64030
@@ -295,7 +305,7 @@ static const char *load(const char *type, const char *file)
 	if (!strcmp(type, "jobcomp") ? !(plugin->log_record && plugin->get_jobs && plugin->set_location) :
 				       !(plugin->submit && plugin->modify))
 		return "symbols missing";
-	if (plugin->set_location && plugin->set_location(NULL))
+	if (plugin->set_location && plugin->set_location(slurm_conf.job_comp_loc))
 		return "set_location failed";
 	return "loaded";
 }
@@ -475,6 +485,19 @@ static void set_job(const char *key, char *value)
 	} else if (!strcmp(key, "sockets_per_node")) {
 		details.mc_ptr = &layout;
 		layout.sockets_per_node = (uint16_t) number;
+	} else if (!strcmp(key, "submit_time")) {
+		details.submit_time = number;
+	} else if (!strcmp(key, "begin_time")) {
+		details.begin_time = number;
+	} else if (!strcmp(key, "work_dir")) {
+		details.work_dir = xstrdup(value);
+	} else if (!strcmp(key, "cluster")) {
+		static slurmdb_assoc_rec_t association;
+
+		association.cluster = xstrdup(value);
+		job.assoc_ptr = &association;
+	} else if (!strcmp(key, "select")) {
+		job.select_jobinfo = (void *) &job;
 	} else if (!strcmp(key, "bare")) {	/* whatever may be missing is missing */
 		job.details = NULL;
 		job.qos_ptr = NULL;
@@ -505,6 +528,18 @@ static void set_job(const char *key, char *value)
 	NUMBER(total_cpus);
 	NUMBER(node_cnt);
 	NUMBER(array_task_id);
+	NUMBER(array_job_id);
+	NUMBER(job_id);
+	NUMBER(group_id);
+	NUMBER(het_job_id);
+	NUMBER(het_job_offset);
+	NUMBER(exit_code);
+	NUMBER(derived_ec);
+	NUMBER(time_limit);
+	TEXT(partition);
+	TEXT(resv_name);
+	TEXT(tres_fmt_req_str);
+	TEXT(wckey);
 	else {
 		fprintf(stderr, "job record: no key %s\n", key);
 		abort();
@@ -582,6 +617,7 @@ static void set_conf(void *ignored, const char *key, char *value)
 	NUMBER(max_mem_per_cpu);
 	NUMBER(conf_flags);
 	NUMBER(max_job_cnt);
+	NUMBER(max_array_sz);
 	NO_SUCH_KEY
 }
 
@@ -729,6 +765,18 @@ static void storm(char *text)
 	printf("accepted=%d refused=%d\n", storm_state.accepted, storm_state.refused);
 }
 
+static void ends(int count)
+{
+	struct timespec begun, ended;
+
+	clock_gettime(CLOCK_MONOTONIC, &begun);
+	for (int i = 0; i < count; i++)
+		jobcomp_plugin.log_record(&job);
+	clock_gettime(CLOCK_MONOTONIC, &ended);
+	printf("us=%.3f\n", ((double) (ended.tv_sec - begun.tv_sec) * 1e6 +
+			     (double) (ended.tv_nsec - begun.tv_nsec) / 1e3) / count);
+}
+
 static void maps(const char *text)
 {
 	char line[4096], seen[64][512];
@@ -809,7 +857,7 @@ static void run_line(char *line)
 		fill_queue((uint32_t) atoi(rest));
 		printf("waiting\n");
 	} else if (!strcmp(line, "pause")) {
-		struct timespec some = { .tv_nsec = atol(rest) * 1000000 };
+		struct timespec some = { .tv_sec = atol(rest) / 1000, .tv_nsec = atol(rest) % 1000 * 1000000 };
 
 		nanosleep(&some, NULL);
 		printf("pause\n");
@@ -831,6 +879,10 @@ static void run_line(char *line)
 		update(rest);
 	} else if (!strcmp(line, "end")) {
 		printf("rc=%d\n", jobcomp_plugin.log_record(&job));
+	} else if (!strcmp(line, "ends")) {
+		ends(atoi(rest));
+	} else if (!strcmp(line, "location")) {
+		printf("rc=%d\n", jobcomp_plugin.set_location(slurm_conf.job_comp_loc));
 	} else if (!strcmp(line, "get_jobs")) {
 		printf("%s\n", jobcomp_plugin.get_jobs(NULL) ? "some" : "none");
 	} else if (!strcmp(line, "storm")) {
@@ -860,6 +912,8 @@ int main(int argc, char **argv)
 	slurm_conf.select_type = "select/cons_tres";
 	slurm_conf.select_type_param = CR_CORE | CR_MEMORY;
 	slurm_conf.job_submit_plugins = getenv("FAKE_JOB_SUBMIT_PLUGINS");
+	slurm_conf.plugindir = getenv("FAKE_PLUGIN_DIR");
+	slurm_conf.job_comp_loc = getenv("FAKE_JOB_COMP_LOC");
 	assoc_mgr_user_list = list_create(NULL);
 	assoc_mgr_assoc_list = list_create(NULL);
 	assoc_mgr_qos_list = list_create(NULL);

@@ -349,6 +349,22 @@ def test_a_table_that_is_emptied_has_room_soon(layout: Layout) -> None:
     assert rooms(done.log) == [0, 6]
 
 
+def test_a_table_with_room_for_the_largest_array_is_not_walked_every_second(layout: Layout) -> None:
+    """slurmctld's locks are held meanwhile, and a table has a hundred thousand records."""
+    done = layout.run(
+        layout.load_job_submit,
+        "conf max_job_cnt=100 max_array_sz=60",
+        "waiting 7",
+        "submit name=describe",
+        "waiting 2",
+        "pause 1050",
+        "submit name=describe array_inx=1-40",
+        "pause 1050",
+        "submit name=describe",
+    )
+    assert rooms(done.log) == [91, 90, 96]
+
+
 def test_without_a_table_its_room_is_not_known(layout: Layout) -> None:
     assert described(layout)["room"] == NO_VAL
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What it costs to count slurmctld's job table, once a second, with 100,000 records."""
+"""What it costs to count slurmctld's job table, once a second when it is rather full, with 100,000 records."""
 
 from __future__ import annotations
 
