@@ -42,7 +42,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schedules", type=int, default=DEFAULT_SCHEDULES)
     parser.add_argument("--only", help="these schedules of the seed alone, by number, with commas")
     parser.add_argument("--kinds", help="of these kinds of faults alone, with commas")
-    parser.add_argument("--seconds", type=float, help="of load in a schedule (default: 60)")
+    parser.add_argument("--seconds", type=float, help="of load in a schedule (default: 50)")
     parser.add_argument("--rate", type=float, default=4.5, help="things that are begun per second")
     parser.add_argument("--short", action="store_true", help="a schedule of each class")
     parser.add_argument("--broken", choices=sorted(BROKEN), default="")
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = sorted(int(number) for number in options.only.split(",")) if options.only else []
         count = wanted[-1] if wanted else options.list or options.schedules
         drawn = list(
-            islice(schedules(options.seed, seconds=options.seconds or 60, kinds=kinds), count)
+            islice(schedules(options.seed, seconds=options.seconds or 50, kinds=kinds), count)
         )
         drawn = [one for one in drawn if not wanted or one.number in wanted]
     if options.list:

@@ -385,7 +385,8 @@ class Judge:
         if run is None or not self.books.daemons_lost:
             return ""
         if row is not None and start_is_lost(row):
-            return NO_START if self._as_witnessed(key, run, row) else ""
+            seen = self._as_witnessed(run["job_id"], row, run["charge_csu"])
+            return NO_START if seen else ""
         start, end = run["start_time"], run["end_time"]
         if not self.witness.saw(run["job_id"], start, end):
             return ""
@@ -425,16 +426,13 @@ class Judge:
                     return True
         return False
 
-    def _as_witnessed(self, key: Key, run: Mapping[str, Any], row: Row) -> bool:
+    def _as_witnessed(self, job_id: int, row: Row, csu: int | None) -> bool:
         """By the start that slurmctld logged, to the hundredth (or a second beside: the log's clock ticks by itself)."""
-        for at in self.witness.log_starts.get(run["job_id"], ()):
+        for at in self.witness.log_starts.get(job_id, ()):
             for start in (at - 1, at, at + 1):
                 seconds = int(row["End"]) - start
                 whole = {**row, "Start": str(start), "ElapsedRaw": str(seconds)}
-                if (
-                    seconds >= 0
-                    and plain_charge.charge([whole], self.books.prices) == run["charge_csu"]
-                ):
+                if seconds >= 0 and plain_charge.charge([whole], self.books.prices) == csu:
                     return True
         return False
 
@@ -531,7 +529,10 @@ class Judge:
         if not self.books.ledger_lost:
             return False
         key = job_id, row["submit_time"]
-        if key in self._rows:
+        known = self._rows.get(key)
+        if known is not None and start_is_lost(known):
+            return self._as_witnessed(job_id, known, int(row["counted_csu"]))
+        if known is not None:
             return self._expected.get(key, 0) == int(row["counted_csu"])
         if self._completes(key, row["user_id"], row["counted_csu"]):
             return True

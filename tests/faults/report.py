@@ -44,7 +44,7 @@ class Plan:
     stop_at_first: bool = False  #: after the first schedule with something wrong
     #: Seconds without a change after which what is left over stays so: longer than a lien may be unconfirmed, and than a look
     #: at slurmdbd may take to come.
-    still_s: float = 40.0
+    still_s: float = 30.0
     restore_s: float = 90.0
 
 

@@ -370,6 +370,19 @@ def test_a_run_that_bank_and_slurmdbd_agree_on_may_miss_in_a_rebuilt_ledger() ->
     assert "lost" in found(judge(books(rows, runs, [at_bank(1)], ledger_lost=True)))
 
 
+def test_what_only_the_bank_has_may_be_a_run_whose_start_slurmdbd_never_got() -> None:
+    startless = row(7, Start="None", State="REQUEUED", End=str(START + 10))
+    seen = log(7, START, START + 10)
+
+    def verdict(cost: int, text: str = seen) -> Verdict:
+        lost = {"ledger_lost": True, "slurmctld_log": text}
+        return judge(books([row(1), startless], [run(1)], [at_bank(1), at_bank(7, cost)], **lost))
+
+    assert reasons(verdict(100)) == [ONLY_AT_BANK] and verdict(100).good
+    assert "lost" in found(verdict(80))
+    assert "lost" in found(verdict(100, ""))
+
+
 def test_what_only_the_bank_has_agrees_with_slurmdbds_times_and_what_was_asked_for() -> None:
     times = row(7, Partition="", QOS="", UID="0", AllocTRES="", ElapsedRaw="0")
     asked = [[7, float(SUBMIT), 1, "main"]]
