@@ -288,7 +288,9 @@ def _why(error: BaseException) -> str:
             return "no complete answer in time"
         if isinstance(seen, OSError) and seen.strerror:
             return _one_line(seen.strerror)
-        inner = seen.__cause__ or seen.__context__ or getattr(seen, "reason", None)
+        inner = seen.__cause__ or getattr(seen, "reason", None)
+        if inner is None and not seen.__suppress_context__:
+            inner = seen.__context__
         if inner is None and seen.args:
             inner = seen.args[-1]
         if not isinstance(inner, BaseException):

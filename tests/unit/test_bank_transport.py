@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import calendar
+import http.client
 import socket
 import threading
 import time
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 from typing import Callable, Iterator, List, Optional
 
 import pytest
+import requests
 
-from slurm_banking.bank import Bank
+from slurm_banking.bank import Bank, transport
 from slurm_banking.bank.transport import MAX_RETRY_AFTER_S
 from slurm_banking.errors import BankError, BankRefused, BankUnauthorized, BankUnavailable
 from slurm_banking.ledger import LedgerRun
@@ -295,6 +297,29 @@ def test_no_peer_holds_a_caller_beyond_the_time_limit(
 ) -> None:
     with server(behave) as url:
         assert isinstance(error_of(url, ENDED), BankUnavailable)
+
+
+def hang_up(connection: socket.socket) -> None:
+    read_request(connection)
+
+
+def test_a_bank_that_hangs_up_is_told_so() -> None:
+    """Not what urllib3 tried first, which failed for a reason of its own."""
+    with server(hang_up) as url:
+        error = error_of(url, ENDED)
+    assert "closed connection without response" in str(error), error
+
+
+def test_what_a_library_tried_first_and_put_aside_is_no_reason() -> None:
+    """urllib3 1.26 asks http.client for more than it has, and then anew: the first failure stays behind the second."""
+    try:
+        try:
+            raise TypeError("getresponse() got an unexpected keyword argument")
+        except TypeError:
+            raise http.client.RemoteDisconnected("Remote end closed connection") from None
+    except http.client.RemoteDisconnected as error:
+        told = transport._why(requests.ConnectionError(error))
+    assert told == "Remote end closed connection"
 
 
 def test_nobody_there_is_an_outage() -> None:
