@@ -4,6 +4,8 @@
  *
  * slurmctld holds its locks during every call; from 23.02 on several threads are in here at once.
  */
+#include <stdio.h>
+
 #include "decode.h"
 #include "shim.h"
 #include "text.h"
@@ -73,6 +75,16 @@ static int settle(const char *event, banking_reply *reply, bool may_reject, char
 	}
 }
 
+/* As Slurm would refuse it a moment later. The text itself is not told: it would fill the log. */
+static int refuse_text(const char *event, const char *hook, uint32_t job_user)
+{
+	char line[128];
+
+	snprintf(line, sizeof(line), "%s job_user=%u hook=%s reason=text_too_long", event, job_user, hook);
+	banking_log(BANKING_LOG_INFO, line);
+	return ESLURM_PATHNAME_TOO_LONG;
+}
+
 /* Ours has to see the job as the plugins before it leave it. */
 static void check_last_in_list(void)
 {
@@ -115,7 +127,7 @@ extern int job_submit(job_desc_msg_t *job_desc, uint32_t submit_uid, char **err_
 	if (job_desc->admin_comment)
 		banking_token_strip(job_desc->admin_comment);
 	if (text_too_long(job_desc))
-		return ESLURM_PATHNAME_TOO_LONG;	/* as Slurm would, a moment later */
+		return refuse_text("submission_refused", "submit", job_desc->user_id);
 	if (shim_attached()) {
 		banking_submission submission;
 		decoded_job owned;
@@ -162,7 +174,7 @@ extern int job_modify(JOB_MODIFY_PARAMETERS)
 	    !may_update(job_desc, job_ptr, submit_uid, &operator_caller))
 		return SLURM_SUCCESS;
 	if (text_too_long(job_desc))
-		return ESLURM_PATHNAME_TOO_LONG;
+		return refuse_text("update_refused", "update", job_ptr->user_id);
 	keep_token(job_desc, job_ptr);
 	if (!update_could_cost(job_desc))
 		return SLURM_SUCCESS;

@@ -646,6 +646,8 @@ def test_a_text_that_is_longer_than_any_that_slurm_takes_is_not_looked_at(
     update = 0 if costs_nothing else PATHNAME_TOO_LONG
     assert [answer.rc for answer in answers] == [0, PATHNAME_TOO_LONG, update, 0]
     assert answers[1].message == ""
+    told = [line for line in done.log.splitlines() if "reason=text_too_long" in line]
+    assert len(told) == (1 if costs_nothing else 2) and all(len(line) < 200 for line in told)
 
 
 # Ends.
