@@ -37,7 +37,7 @@ class Size:
     ledger: int  #: runs in the ledger that is backed up
 
 
-FULL = Size(rounds=24, block=100, submits=3000, ledger=200_000)
+FULL = Size(rounds=40, block=100, submits=3000, ledger=200_000)
 QUICK = Size(rounds=6, block=60, submits=600, ledger=20_000)
 
 #: Between submissions beside a neighbour: a busy site, not a flood.
