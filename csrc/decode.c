@@ -552,7 +552,7 @@ static uint32_t time_limit_of_update(const job_desc_msg_t *job_desc, const job_r
 	return limit;
 }
 
-static uint16_t sharing_of_record(const struct job_details *details)
+static uint16_t sharing_of_record(const banking_job_details *details)
 {
 	if ((details->whole_node == WHOLE_NODE_REQUIRED) || (details->share_res == 0))
 		return 0;
@@ -564,7 +564,7 @@ static uint16_t sharing_of_record(const struct job_details *details)
 }
 
 /* Sockets, cores and threads; what they are not asked for is NO_VAL16 or INFINITE16 in both. */
-static void overlay_layout(const job_desc_msg_t *job_desc, const struct job_details *details,
+static void overlay_layout(const job_desc_msg_t *job_desc, const banking_job_details *details,
 			   banking_submission *wanted)
 {
 	static const multi_core_data_t none = {
@@ -581,7 +581,7 @@ static void overlay_layout(const job_desc_msg_t *job_desc, const struct job_deta
 }
 
 /* An update of the number of nodes sees to the CPUs of the tasks, and of each node, overcommitted or not (as Slurm's _update_job). */
-static void cpus_of_more_nodes(const job_desc_msg_t *job_desc, const struct job_details *details,
+static void cpus_of_more_nodes(const job_desc_msg_t *job_desc, const banking_job_details *details,
 			       banking_submission *wanted)
 {
 	uint32_t tasks = OVERLAY(job_desc->num_tasks, NO_VAL, details->num_tasks);
@@ -607,7 +607,7 @@ static void cpus_of_more_nodes(const job_desc_msg_t *job_desc, const struct job_
  */
 static void overlay_details(const job_desc_msg_t *job_desc, const job_record_t *job_ptr, banking_submission *wanted)
 {
-	const struct job_details *details = job_ptr->details;
+	const banking_job_details *details = job_ptr->details;
 	uint64_t memory = (job_ptr->bit_flags & JOB_MEM_SET) ? details->orig_pn_min_memory : NO_VAL64;
 
 	wanted->min_cpus = OVERLAY(job_desc->min_cpus, NO_VAL, details->orig_min_cpus);

@@ -4,10 +4,20 @@
  *
  * Called with slurmctld's job write lock held. Nothing here may fail a job, and no failure may stop slurmctld: every
  * function returns success. What is not recorded here, the relay finds in slurmdbd.
+ *
+ * JobCompType holds one plugin, so a site's own line of each record is written here too, and another plugin gets whatever
+ * this one gets, if [JobComp] says so: after the charge, with or without Python, and also while charging is switched off.
  */
 #include "slurm_compat.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "append_log.h"
 #include "banking.h"
+#include "jobcomp_line.h"
+#include "jobcomp_next.h"
+#include "policy_scan.h"
 #include "shim.h"
 #include "tres_alloc.h"
 
@@ -19,31 +29,81 @@ const uint32_t plugin_version = SLURM_VERSION_NUMBER;
 extern void banking_py_run_ended(const banking_run *run, banking_reply *reply);
 extern void banking_py_run_started(const banking_run *run, banking_reply *reply);
 
+/* How messages name a key; a wrong value is one line, and counts as none. */
+static void name_key(char *what, size_t size, const char *path, const char *key, banking_text *value, const char *wrong)
+{
+	char line[2 * BANKING_WHY_SIZE];
+
+	snprintf(what, size, "jobcomp: %.400s: [JobComp] %s = \"%.500s\"", path, key, value->text);
+	if (!wrong)
+		return;
+	snprintf(line, sizeof(line), "%s: %s; taken as \"\"", what, wrong);
+	banking_log(BANKING_LOG_ERROR, line);
+	value->text[0] = '\0';
+}
+
+static void read_log_key(void)
+{
+	char *path = get_extra_conf_path("bank-config.toml"), what[BANKING_WHY_SIZE];
+	banking_policy policy;
+	const char *wrong;
+
+	banking_policy_scan(path, &policy);
+	wrong = banking_wrong_log(&policy.jobcomp_log);
+	if (!wrong && slurm_conf.job_comp_loc && !strcmp(policy.jobcomp_pass_on.text, "jobcomp/filetxt") &&
+	    !strcmp(policy.jobcomp_log.text, slurm_conf.job_comp_loc))
+		wrong = "expected another file than JobCompLoc, which jobcomp/filetxt writes already";
+	name_key(what, sizeof(what), path, "log", &policy.jobcomp_log, wrong);
+	append_log_set(policy.jobcomp_log.text, what);
+	xfree(path);
+}
+
+/* Also in the process of "sacct -c", which asks the other plugin. */
+static void load_next(void)
+{
+	char *path = get_extra_conf_path("bank-config.toml"), what[BANKING_WHY_SIZE];
+	banking_policy policy;
+
+	banking_policy_scan(path, &policy);
+	name_key(what, sizeof(what), path, "pass_on", &policy.jobcomp_pass_on,
+		 banking_wrong_pass_on(&policy.jobcomp_pass_on));
+	if (policy.jobcomp_pass_on.text[0])
+		jobcomp_next_load(policy.jobcomp_pass_on.text, what);
+	xfree(path);
+}
+
 extern int init(void)
 {
 	(void) shim_init("jobcomp", "ended runs are found later, in slurmdbd");
+	load_next();
 	return SLURM_SUCCESS;	/* from 23.02 on anything else would stop slurmctld */
 }
 
 extern int fini(void)
 {
+	jobcomp_next_unload();
+	append_log_set("", "");
 	if (!shim_off())
 		banking_log(BANKING_LOG_DEBUG, "jobcomp: unloaded");
 	return SLURM_SUCCESS;
 }
 
+/* At the start, at a reconfigure, and when logs were rotated (SIGUSR2). JobCompLoc is the other plugin's. */
 extern int JOBCOMP_SET_LOCATION(JOBCOMP_SET_LOCATION_PARAMETERS);
 extern int JOBCOMP_SET_LOCATION(JOBCOMP_SET_LOCATION_PARAMETERS)
 {
-	JOBCOMP_SET_LOCATION_IGNORE;
+	if (running_in_slurmctld())
+		read_log_key();
+	jobcomp_next_set_location(JOBCOMP_SET_LOCATION_ARGUMENT);
 	return SLURM_SUCCESS;
 }
 
-/* "sacct -c": this plugin keeps nothing that could answer it. */
+/* "sacct -c": this plugin keeps nothing that could answer it; the other one may. */
 extern banking_list JOBCOMP_GET_JOBS(slurmdb_job_cond_t *job_cond);
 extern banking_list JOBCOMP_GET_JOBS(slurmdb_job_cond_t *job_cond)
 {
-	(void) job_cond;
+	if (jobcomp_next_loaded())
+		return jobcomp_next_get_jobs(job_cond);
 	banking_log(BANKING_LOG_DEBUG, "jobcomp: keeps no job records; use sacct without -c");
 	return NULL;
 }
@@ -126,11 +186,23 @@ static void tell(const char *event, void (*python)(const banking_run *, banking_
 						      "the policy engine gave no answer");
 }
 
+static void log_line(const job_record_t *job_ptr)
+{
+	size_t length;
+	char *line;
+
+	if (!append_log_on() || !(line = jobcomp_line(job_ptr, &length)))
+		return;
+	append_log_line(line, length);
+	free(line);
+}
+
 extern int JOBCOMP_RECORD_END(JOBCOMP_RECORD_PARAMETERS);
 extern int JOBCOMP_RECORD_END(JOBCOMP_RECORD_PARAMETERS)
 {
-	JOBCOMP_RECORD_IGNORE;
 	tell("run_end_unrecorded", banking_py_run_ended, job_ptr);
+	log_line(job_ptr);
+	jobcomp_next_record_end(JOBCOMP_RECORD_ARGUMENTS);
 	return SLURM_SUCCESS;
 }
 
@@ -138,8 +210,8 @@ extern int JOBCOMP_RECORD_END(JOBCOMP_RECORD_PARAMETERS)
 extern int jobcomp_p_record_job_start(JOBCOMP_RECORD_PARAMETERS);
 extern int jobcomp_p_record_job_start(JOBCOMP_RECORD_PARAMETERS)
 {
-	JOBCOMP_RECORD_IGNORE;
 	tell("run_start_unrecorded", banking_py_run_started, job_ptr);
+	jobcomp_next_record_start(JOBCOMP_RECORD_ARGUMENTS);
 	return SLURM_SUCCESS;
 }
 #endif

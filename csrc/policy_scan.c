@@ -35,6 +35,22 @@ static void read_value(const char *text, char *value, size_t size)
 	value[length] = '\0';
 }
 
+static void read_text(const char *raw, banking_text *value)
+{
+	size_t length;
+
+	read_value(raw, value->text, sizeof(value->text));
+	length = strlen(value->text);
+	value->plain = ((*raw == '"') || (*raw == '\'')) && (raw[1 + length] == *raw) && !strchr(value->text, '\\');
+	if (value->plain) {
+		const char *rest = raw + length + 2;
+
+		while (isspace((unsigned char) *rest))
+			rest++;
+		value->plain = !*rest || (*rest == '#');
+	}
+}
+
 static void read_on_error(const char *value, banking_policy *policy)
 {
 	if (!strcmp(value, "accept"))
@@ -56,6 +72,10 @@ static void read_pair(const char *section, const char *key, const char *text, ba
 		read_on_error(value, policy);
 	} else if (!strcmp(section, "API") && !strcmp(key, "node_token_file")) {
 		snprintf(policy->node_token_file, sizeof(policy->node_token_file), "%s", value);
+	} else if (!strcmp(section, "JobComp") && !strcmp(key, "log")) {
+		read_text(text, &policy->jobcomp_log);
+	} else if (!strcmp(section, "JobComp") && !strcmp(key, "pass_on")) {
+		read_text(text, &policy->jobcomp_pass_on);
 	} else if (!strcmp(section, "Enable")) {
 		int on = strcmp(value, "false") != 0;
 
@@ -78,12 +98,15 @@ extern void banking_policy_scan(const char *path, banking_policy *policy)
 	policy->enable_job_submit = 1;
 	policy->enable_job_complete = 1;
 	policy->enable_spank = 1;
+	policy->jobcomp_log.plain = 1;
+	policy->jobcomp_pass_on.plain = 1;
 
 	if (!path || !(file = fopen(path, "re")))
 		return;
 	policy->file_found = 1;
 	for (int i = 0; (i < LINES_MAX) && fgets(line, sizeof(line), file); i++) {
-		char *text = trim(line), *equals;
+		/* UTF-8 may begin with a mark that says so */
+		char *text = trim(line + ((!i && !strncmp(line, "\xef\xbb\xbf", 3)) ? 3 : 0)), *equals;
 
 		if (*text == '[') {
 			char *close = strchr(text, ']');
@@ -97,6 +120,34 @@ extern void banking_policy_scan(const char *path, banking_policy *policy)
 		}
 	}
 	fclose(file);
+}
+
+extern const char *banking_wrong_log(const banking_text *value)
+{
+	const char *text = value->text;
+	int wrong = !value->plain || (*text && (*text != '/')) || (strlen(text) > BANKING_PATH_MAX);
+
+	for (; *text && !wrong; text++)
+		wrong = ((unsigned char) *text < 0x20) || strchr("\"'\\\x7f", *text);
+	if (!wrong)
+		wrong = (text > value->text) && (text[-1] == '/');
+	return wrong ? "expected \"\" or the absolute path of a file in quotes, at most 500 bytes, without quotes or backslashes" :
+		       NULL;
+}
+
+extern const char *banking_wrong_pass_on(const banking_text *value)
+{
+	static const char type[] = "jobcomp/", allowed[] = "abcdefghijklmnopqrstuvwxyz0123456789_";
+	const char *name = value->text + sizeof(type) - 1;
+
+	if (value->plain && !value->text[0])
+		return NULL;
+	if (!value->plain || strncmp(value->text, type, sizeof(type) - 1) || !*name || (strlen(name) > 64) ||
+	    (strspn(name, allowed) != strlen(name)))
+		return "expected \"\" or another plugin in quotes as JobCompType would name it, like \"jobcomp/elasticsearch\"";
+	if (!strcmp(name, "slurm_banking"))
+		return "expected another plugin than this one";
+	return NULL;
 }
 
 extern const char *banking_on_error_name(int on_plugin_error)

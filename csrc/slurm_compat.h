@@ -23,6 +23,8 @@
 #include "src/common/read_config.h"
 #include "src/common/slurm_protocol_api.h"
 #include "src/common/slurmdb_defs.h"
+#include "src/common/plugin.h"
+#include "src/common/uid.h"
 #include "src/common/xmalloc.h"
 #include "src/common/xstring.h"
 #include "src/slurmctld/slurmctld.h"
@@ -134,6 +136,70 @@ typedef List banking_list;
 #else
 #define JOBCOMP_SET_LOCATION_PARAMETERS char *location
 #define JOBCOMP_SET_LOCATION_IGNORE ((void) location)
+#endif
+
+/* struct job_details, and later job_details_t */
+typedef __typeof__(*((job_record_t *) 0)->details) banking_job_details;
+
+/* The same of another plugin, once that is loaded: what to look up, and what it is called with. */
+#define BANKING_QUOTE_(text) #text
+#define BANKING_QUOTE(name) BANKING_QUOTE_(name)
+#if BANKING_SINCE(23, 2)
+#define JOBCOMP_SET_LOCATION_ARGUMENT
+#else
+#define JOBCOMP_SET_LOCATION_ARGUMENT location
+#endif
+#if JOBCOMP_HAS_START
+#define JOBCOMP_RECORD_ARGUMENTS job_ptr, event
+#define JOBCOMP_SYMBOLS \
+	BANKING_QUOTE(JOBCOMP_SET_LOCATION), BANKING_QUOTE(JOBCOMP_GET_JOBS), BANKING_QUOTE(JOBCOMP_RECORD_END), \
+		"jobcomp_p_record_job_start"
+#else
+#define JOBCOMP_RECORD_ARGUMENTS job_ptr
+#define JOBCOMP_SYMBOLS \
+	BANKING_QUOTE(JOBCOMP_SET_LOCATION), BANKING_QUOTE(JOBCOMP_GET_JOBS), BANKING_QUOTE(JOBCOMP_RECORD_END)
+#endif
+
+/* How jobcomp/filetxt names people: cut to 31 bytes and "nobody" before 23.02, later whole, and from a client's own ids. */
+#if BANKING_SINCE(23, 2)
+#define BANKING_NAME_BYTES 255
+#define banking_look_up_user uid_to_string_or_null
+#define banking_look_up_group gid_to_string_or_null
+#else
+#define BANKING_NAME_BYTES 31
+#define banking_look_up_user uid_to_string
+#define banking_look_up_group gid_to_string
+#endif
+#if BANKING_SINCE(24, 11)
+#include "src/common/identity.h"
+#define banking_identity(job_ptr) ((job_ptr)->id)
+#else
+typedef struct {
+	char *pw_name;
+	int ngids;
+	gid_t *gids;
+	char **gr_names;
+} banking_no_identity;
+#define banking_identity(job_ptr) ((void) (job_ptr), (const banking_no_identity *) NULL)
+#endif
+
+/* What jobcomp/filetxt calls the partition: as asked for, perhaps several, before 25.11; then the one that it ran in. */
+#if BANKING_SINCE(25, 11)
+#define banking_logged_partition(job_ptr) ((job_ptr)->part_ptr ? (job_ptr)->part_ptr->name : (job_ptr)->partition)
+#else
+#define banking_logged_partition(job_ptr) ((job_ptr)->partition)
+#endif
+
+/* What the select plugin has to add at the end of such a line; nothing on any cluster but Cray's. */
+#if BANKING_SINCE(23, 2)
+#define banking_select_text(job_ptr, text, size) ((void) (job_ptr), (void) (size), (text)[0] = '\0')
+#else
+#define banking_select_text(job_ptr, text, size) \
+	do { \
+		(text)[0] = '\0'; \
+		if ((job_ptr)->select_jobinfo) \
+			select_g_select_jobinfo_sprint((job_ptr)->select_jobinfo, text, size, SELECT_PRINT_MIXED); \
+	} while (0)
 #endif
 
 #if BANKING_SINCE(22, 5)

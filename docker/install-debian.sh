@@ -13,6 +13,7 @@
 #   controller  slurmctld and the client commands
 #   node        slurmd and the client commands
 #   database    slurmdbd and MariaDB
+#   rest        slurmrestd, Slurm's plugin for tokens, and what reads keys for them
 #   tests       PostgreSQL, and what the tests and linters call
 #
 # Safe to repeat: when nothing is missing it neither uses the network nor changes anything. No service is
@@ -46,8 +47,9 @@ packages_of() {
 	controller) echo "slurmctld slurm-client munge" ;;
 	node) echo "slurmd slurm-client munge" ;;
 	database) echo "slurmdbd munge mariadb-server mariadb-client" ;;
+	rest) echo "slurmrestd slurm-wlm-jwt-plugin python3-cryptography" ;;
 	tests) echo "postgresql procps shellcheck libfaketime valgrind strace" ;;
-	*) fail "unknown group \"$1\": expected runtime, build, controller, node, database or tests" ;;
+	*) fail "unknown group \"$1\": expected runtime, build, controller, node, database, rest or tests" ;;
 	esac
 }
 
@@ -105,7 +107,7 @@ for argument in "$@"; do
 	*) packages_of "$argument" >/dev/null; groups="$groups $argument" ;;
 	esac
 done
-[ -n "$groups" ] || groups="runtime build controller node database tests"
+[ -n "$groups" ] || groups="runtime build controller node database rest tests"
 
 command -v dpkg-query >/dev/null 2>&1 || fail "no dpkg-query here: this script is for Debian and its kin"
 

@@ -73,6 +73,7 @@ def check(path: str, *, slurm_user: Optional[str] = None, run: Optional[Runner] 
         _check_token(config, uid, problems, warnings)
         _check_state_dir(config, uid, problems, warnings)
         _check_relay(config, uid, problems, warnings)
+        _check_slurmrestd(config, uid, problems, warnings)
     _check_users(config, warnings)
     _check_slurm(config, run or _scontrol(path), warnings)
     return Report(
@@ -241,6 +242,16 @@ def _check_relay(config: Config, uid: int, problems: List[str], warnings: List[s
         problems.append(
             f"{where}: belongs to {owner}, mode {mode:04o}: expected root's, writable by root alone"
         )
+
+
+def _check_slurmrestd(config: Config, uid: int, problems: List[str], warnings: List[str]) -> None:
+    from slurm_banking.slurm.rest_token import source_problems
+
+    if os.geteuid() not in (0, uid):
+        return  # as with the bank's token, which has said so
+    wrong, doubtful = source_problems(config.slurmrestd, uid)
+    problems += [f"{config.path}: [slurmrestd] {text}" for text in wrong]
+    warnings += [f"{config.path}: [slurmrestd] {text}" for text in doubtful]
 
 
 def _check_users(config: Config, warnings: List[str]) -> None:

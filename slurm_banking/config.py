@@ -116,6 +116,22 @@ def _seconds(least: int, most: int, unit: str = "seconds") -> Reader:
     return read
 
 
+_UNITS_S = {"m": 60, "h": 3600, "d": 86400}
+_LONGEST_D = 31
+
+
+def _every(value: Any) -> str:
+    if isinstance(value, str) and (value == "off" or 0 < _duration_s(value) <= _LONGEST_D * 86400):
+        return value
+    raise _Wrong(f'expected "off", or a time like "30m", "6h" or "1d", at most "{_LONGEST_D}d"')
+
+
+def _duration_s(text: str) -> int:
+    """Seconds; 0: it is none."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
+    return int(match[1]) * _UNITS_S[match[2]] if match else 0
+
+
 def _mode(value: Any) -> Mode:
     words = [mode.value for mode in Mode]
     if not isinstance(value, str) or value not in words:
@@ -174,6 +190,69 @@ def _url(value: Any) -> str:
             'expected the base of the bank\'s API, like "https://bank.example.org/api", without user, query or fragment'
         )
     return str(value).rstrip("/")
+
+
+def _slurmrestd_url(value: Any) -> str:
+    """As for the bank; or a unix socket, which comes back as ``unix:///path`` however it was written."""
+    socket = r"unix:(?://)?(/[^\x00-\x1f\x7f]+)"
+    match = re.fullmatch(socket, value) if isinstance(value, str) else None
+    if match is not None:
+        return "unix://" + _socket_path(match[1])
+    try:
+        return _url(value)
+    except _Wrong:
+        raise _Wrong(
+            'expected where slurmrestd listens, like "http://127.0.0.1:6820" or "unix:///run/slurmrestd/socket", '
+            "without user, query or fragment"
+        ) from None
+
+
+def _environment_name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", value):
+        raise _Wrong('expected the name of an environment variable in quotes, like "SLURM_JWT"')
+    return value
+
+
+def _api_version(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"auto|v0\.0\.[0-9]{1,3}", value):
+        raise _Wrong('expected "auto", or a version that slurmrestd has, like "v0.0.38"')
+    return value
+
+
+def _verify(value: Any) -> Union[bool, str]:
+    if isinstance(value, bool):
+        return value
+    try:
+        return _absolute_path(value)
+    except _Wrong:
+        raise _Wrong(
+            "expected true, false, or the absolute path of a file of CA certificates in quotes"
+        ) from None
+
+
+def _log_file(value: Any) -> str:
+    """As csrc/policy_scan.c has it."""
+    pattern = r"""(?:/[^\x00-\x1f\x7f"'\\]*[^\x00-\x1f\x7f"'\\/])?"""
+    if (
+        not isinstance(value, str)
+        or len(value.encode("utf-8", "replace")) > 500
+        or not re.fullmatch(pattern, value)
+    ):
+        raise _Wrong(
+            'expected "" or the absolute path of a file in quotes, at most 500 bytes, without quotes or backslashes'
+        )
+    return value
+
+
+def _jobcomp_plugin(value: Any) -> str:
+    """As csrc/policy_scan.c has it."""
+    if value == "jobcomp/slurm_banking":
+        raise _Wrong("expected another plugin than this one")
+    if not isinstance(value, str) or not re.fullmatch(r"(?:jobcomp/[a-z0-9_]{1,64})?", value):
+        raise _Wrong(
+            'expected "" or another plugin in quotes as JobCompType would name it, like "jobcomp/elasticsearch"'
+        )
+    return value
 
 
 def _token(value: Any) -> str:
@@ -402,6 +481,42 @@ class Relay:
     admin_users: Tuple[str, ...] = _key(_words, ())  #: besides root and SlurmUser
 
 
+@dataclass(frozen=True)
+class Reconcile:
+    """The relay's own look whether slurmdbd, ledger and bank agree. It repairs nothing."""
+
+    every: str = _key(_every, "1d")  #: "off", or a time
+    source: str = _key(_one_of("sacct", "sacct-json", "slurmrestd"), "sacct")
+
+    @property
+    def every_s(self) -> int:
+        """0: never."""
+        return _duration_s(self.every)
+
+
+@dataclass(frozen=True)
+class JobComp:
+    """What else becomes of a record. C reads both, without Python; nothing else does."""
+
+    log: str = _key(_log_file, "")  #: lines as jobcomp/filetxt's; "": none
+    pass_on: str = _key(_jobcomp_plugin, "")  #: another plugin that gets each record; "": none
+
+
+@dataclass(frozen=True)
+class SlurmrestdConfig:
+    """Where slurmrestd is and what it is shown. At most one of ``token_file``, ``token_env`` and ``key``."""
+
+    url: Optional[str] = _key(_slurmrestd_url, None)  #: None: there is none
+    user: Optional[str] = _key(_word, None)  #: None: the token's own, or whoever runs the process
+    token_file: Optional[str] = _key(_absolute_path, None)
+    token_env: Optional[str] = _key(_environment_name, None)
+    key: Optional[str] = _key(_absolute_path, None)  #: what tokens are made with here
+    kid: Optional[str] = _key(_word, None)  #: of a PEM key; None: its thumbprint
+    api_version: str = _key(_api_version, "auto")
+    timeout_s: int = _key(_seconds(1, 300), 10)  #: seconds, for one request as a whole
+    verify: Union[bool, str] = _key(_verify, True)  #: of TLS; a string: file of CA certificates
+
+
 #: Sections with keys of their own, by the name in the file. Each is the attribute of the same name in lower case.
 SECTIONS: Mapping[str, Type[Any]] = {
     "Enable": Enable,
@@ -409,6 +524,9 @@ SECTIONS: Mapping[str, Type[Any]] = {
     "Policy": Policy,
     "Ledger": Ledger,
     "Relay": Relay,
+    "JobComp": JobComp,
+    "Reconcile": Reconcile,
+    "slurmrestd": SlurmrestdConfig,
 }
 
 #: Sections whose keys are names of the site, or of states: how a value is read. Each dated price list has its own.
@@ -498,6 +616,9 @@ class Config:
     ] = ()  #: whole lines, as in ConfigError, about what works and should not stay
     #: Price lists that replace ``prices`` and each other, with the unix second from which on; ascending.
     dated_prices: Tuple[Tuple[int, PriceList], ...] = ()
+    slurmrestd: SlurmrestdConfig = SlurmrestdConfig()
+    jobcomp: JobComp = JobComp()
+    reconcile: Reconcile = Reconcile()
 
     def prices_at(self, at_s: int) -> PriceList:
         """The price list in force at a time (unix seconds)."""
@@ -523,7 +644,7 @@ def load(path: str, *, in_slurmctld: bool) -> Config:
     """
     text, stamp = _read(path)
     document = _parse(path, text)
-    return _Checker(path, stamp, in_slurmctld).config(document)
+    return _Checker(path, stamp, in_slurmctld, text).config(document)
 
 
 def _read(path: str) -> Tuple[str, FileStamp]:
@@ -594,11 +715,35 @@ def _syntax_error(path: str, text: str, message: str) -> Dict[str, Any]:
     raise ConfigError([f"{path}: {place}: {key}{_one_line(what)}"])
 
 
+#: A string as csrc/policy_scan.c takes it: in quotes, on one line, without an escape, and only a comment behind it.
+_PLAIN_STRING = re.compile(rb"""(?:"([^"\\]*)"|'([^'\\]*)')[ \t\v\f\r]*(?:#.*)?""", re.DOTALL)
+
+
+def _as_c_reads(text: str, wanted: str) -> Dict[str, Optional[str]]:
+    """The keys of a section as csrc/policy_scan.c finds them, line by line; None: not a plain string."""
+    found: Dict[str, Optional[str]] = {}
+    section, blank = b"", b" \t\v\f\r\n"
+    for whole in text.encode("utf-8").split(b"\n"):
+        for start in range(0, len(whole) or 1, 4095):
+            line = whole[start : start + 4095].strip(blank)
+            key, equals, value = line.partition(b"=")
+            if line.startswith(b"["):
+                section = line[1:].partition(b"]")[0].strip(blank)
+            elif equals and line[:1].isalpha() and section == wanted.encode():
+                match = _PLAIN_STRING.fullmatch(value.strip(blank))
+                plain = None if match is None else match[1] or match[2] or b""
+                found[key.strip(blank).decode("utf-8", "replace")] = (
+                    None if plain is None else plain.decode("utf-8", "replace")
+                )
+    return found
+
+
 class _Checker:
     """Collects the mistakes of one document."""
 
-    def __init__(self, path: str, stamp: FileStamp, in_slurmctld: bool) -> None:
+    def __init__(self, path: str, stamp: FileStamp, in_slurmctld: bool, text: str) -> None:
         self.path = path
+        self.text = text
         self.stamp = stamp
         self.in_slurmctld = in_slurmctld
         self.problems: List[str] = []
@@ -642,6 +787,9 @@ class _Checker:
             policy=sections["Policy"],
             ledger=sections["Ledger"],
             relay=sections["Relay"],
+            slurmrestd=sections["slurmrestd"],
+            jobcomp=sections["JobComp"],
+            reconcile=sections["Reconcile"],
             warnings=tuple(self.warnings),
         )
 
@@ -678,6 +826,10 @@ class _Checker:
                 )
         if section == "API":
             self._token_rules(values)
+        if section == "slurmrestd":
+            self._slurmrestd_rules(values)
+        if section == "JobComp":
+            self._plain_rules(section, table, values)
         try:
             return cls(**values)
         except TypeError:
@@ -695,6 +847,41 @@ class _Checker:
             )
         if self.in_slurmctld or values.get("token_file"):
             values.pop("token", None)
+
+    def _plain_rules(
+        self, section: str, table: Mapping[str, Any], values: Mapping[str, str]
+    ) -> None:
+        """What C reads of these keys must be what they are."""
+        read = _as_c_reads(self.text, section)
+        for key in schema()[section]:
+            value = values.get(key, "")
+            if (key in values or key not in table) and read.get(key, "") != value:
+                self.problems.append(
+                    f"{self._at(f'[{section}]', key, value)}: "
+                    f'expected on a line of its own below [{section}], written {key} = "{value}": C reads it too'
+                )
+
+    def _slurmrestd_rules(self, values: Dict[str, Any]) -> None:
+        sources = [key for key in ("token_file", "token_env", "key") if key in values]
+        for key in sources[1:]:
+            self.problems.append(
+                f"{self._at('[slurmrestd]', key, values[key])}: expected one source of tokens; {sources[0]} is set too"
+            )
+        if "kid" in values and "key" not in values:
+            self.problems.append(
+                f"{self._at('[slurmrestd]', 'kid', values['kid'])}: expected only beside key, whose tokens it names"
+            )
+        url = values.get("url", "")
+        match = _URL.fullmatch(url)
+        if match and match["scheme"] == "http" and not _loopback(match["host"]):
+            self.warnings.append(
+                f"{self.path}: [slurmrestd] url = {_shown(url)}: the token travels unencrypted; use https"
+            )
+        if match and match["scheme"] == "https" and values.get("verify") is False:
+            self.warnings.append(
+                f"{self.path}: [slurmrestd] verify = false: whoever answers gets the token; "
+                "name the file of the CA's certificate instead"
+            )
 
     def _listed(self, from_s: int, since: str, tables: Mapping[str, Dict[str, Any]]) -> _Listed:
         """One price list. ``since``: what a reader finds a dated one by, "(from 2030-07-01)"; "" at the top."""
@@ -907,7 +1094,10 @@ class _Checker:
                 )
 
     def _at(self, heading: str, key: str, value: Any) -> str:
-        shown = "..." if heading == "[API]" and _secret(key, value) else _shown(value)
+        hidden = heading == "[API]" and _secret(key, value)
+        # A token of Slurm's begins with "eyJ", wherever somebody put it.
+        hidden = hidden or heading == "[slurmrestd]" and bool(re.search("eyJ|@", str(value)))
+        shown = "..." if hidden else _shown(value)
         return f"{self.path}: {heading} {_name(key)} = {shown}"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 from slurm_banking import charge as charging
 from slurm_banking import policy, tokens
@@ -189,31 +189,62 @@ def end_run(tx: Transaction, run: Run, config: Config, *, actor: str) -> EndResu
         return _resized(tx, run, config, actor)
     if run.started and run.state == RETURNED:
         run = replace(run, elapsed_s=0, segments=())
-    elif run.started and not run.segments:
-        resizes = tx.resizes(run.job_id, run.submit_time)
-        if resizes:
-            had = charging.segments_of(resizes, charging.allocated(run), run.elapsed_s)
-            run = replace(run, segments=had)
+    run = with_resizes(tx, run)
     if config.dated_prices:
         # Whoever tells this may be the first to notice that a dated list is in force.
         now_s = tx.now_us // _US_PER_S
         latest = tx.latest_prices()
         if latest is None or latest[1] != config.prices_at(now_s).version:
             record_prices(tx, config, now_s)
-    prices = prices_for(tx, config, run.start_time)
-    price = _price(prices, run)
-    factor = prices.factor(charging.final_state(run))
+    charge_csu, inputs = cost_of(tx, config, run)
     estimate = queued_estimate(config, _as_queued(run))
     return tx.end_run(
         run,
-        charge_csu=charging.charge(run, price, factor),
+        charge_csu=charge_csu,
         share_csu=estimate.per_task_lien_csu,
-        inputs=_inputs(run, price, factor),
+        inputs=inputs,
         actor=actor,
         token_lien_id=_token_lien_id(run),
         grandfathered=_grandfathered(tx, run),
         next_counted=policy.counts_while_queued(config.policy.mode),
     )
+
+
+def with_resizes(tx: Transaction, run: Run) -> Run:
+    """The run with the parts between its resizes, as they were noted while it ran, unless it was told with them."""
+    if not run.started or run.state == RETURNED or run.segments:
+        return run
+    resizes = tx.resizes(run.job_id, run.submit_time)
+    if not resizes:
+        return run
+    had = charging.segments_of(resizes, charging.allocated(run), run.elapsed_s)
+    return replace(run, segments=had)
+
+
+def cost_of(tx: Transaction, config: Config, run: Run) -> Tuple[int, Mapping[str, Any]]:
+    """What a run that has ended costs by its figures, at the prices in force when it started; and what that came from."""
+    prices = prices_for(tx, config, run.start_time)
+    price = _price(prices, run)
+    factor = prices.factor(charging.final_state(run))
+    return charging.charge(run, price, factor), _inputs(run, price, factor)
+
+
+def entered_csu(tx: Transaction, run: Union[LedgerRun, Run]) -> int:
+    """What the entries of a run say that it was charged (of one that runs: that it holds); 0: it has none.
+
+    The run's row says the same, unless somebody wrote into the file past us.
+    """
+    found: Optional[int] = None
+    for entry in tx.charges_of(run):
+        if entry.kind == "start":
+            holds = isinstance(run, LedgerRun) and run.state == "running"
+            found = run.ledger_csu if isinstance(run, LedgerRun) and holds else entry.amount_csu
+            continue
+        try:
+            found = recomputed_csu(entry.inputs or {})
+        except (KeyError, ValueError, TypeError, ArithmeticError):
+            found = (found or 0) + entry.amount_csu
+    return found or 0
 
 
 def _resized(tx: Transaction, run: Run, config: Config, actor: str) -> EndResult:

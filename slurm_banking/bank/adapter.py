@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Callable, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import requests
 
 from mybrc_client.api.jobs import create_job, retrieve_job, update_job
 from mybrc_client.models import Job
 from slurm_banking.amounts import format_su, parse_su
-from slurm_banking.bank import wire
-from slurm_banking.bank.funds import FundsReader, Period
+from slurm_banking.bank import listing, wire
+from slurm_banking.bank.funds import FundsReader, Period, Usage
 from slurm_banking.bank.transport import FieldErrors, NotFound, Transport
 from slurm_banking.bank.wire import BankRun
 from slurm_banking.errors import BankRefused, BankUnavailable
@@ -133,6 +133,55 @@ class Bank:
         """The bank's row of this run, with what its usage holds for it; None: it has none."""
         return self._locate(run)[1]
 
+    def row(self, bank_job_id: str) -> Optional[BankRun]:
+        """The row of this id, whoever's it is; None: there is none. What its usage holds for it is not looked at."""
+        try:
+            job = self._transport.call(retrieve_job.sync_detailed, Job, bank_job_id)
+        except NotFound:
+            return None
+        return _same_id(wire.row_from_wire(job), bank_job_id)
+
+    def strike_row(self, row: BankRun) -> None:
+        """A row that is no run's: it counts nothing from now on. It keeps its user and account, which no bank changes."""
+        body = wire.nothing_on_the_wire(row)
+        answer = self._transport.call(update_job.sync_detailed, Job, row.bank_job_id, body=body)
+        _check_answer(answer, row.bank_job_id, 0)
+
+    # -- looking through --------------------------------------------------------------------------------------------
+
+    def list_runs(
+        self, *, since: int, until: int, account: Optional[str] = None
+    ) -> Iterator[BankRun]:
+        """Every row that started in [since, until), each once; ``held_csu`` is not looked up.
+
+        :raises NoListing: a bank of the original generation.
+        """
+        return listing.rows(self._transport, since=since, until=until, account=account)
+
+    def open_runs(self, *, since: int, until: int) -> Iterator[BankRun]:
+        """Rows that started in [since, until) and have no end, with what the usage holds for each.
+
+        :raises NoListing: as above.
+        """
+        for row in listing.rows(self._transport, since=since, until=until, state=wire.RUNNING):
+            if row.end_time is None:
+                counts = self._start_counts(row.account, row.start_time)
+                yield replace(row, held_csu=row.amount_csu if counts else 0)
+
+    def usage(self, account: str) -> Optional[Usage]:
+        """What the counter of the account's allocation in force says is used. None: there is none, or no counter.
+
+        Also of an account without a limit, if its usage is counted.
+        """
+        return self._funds.usage(account)
+
+    def total(self, account: str, *, since: int, until: int) -> listing.Total:
+        """What the bank says that an account's rows add up to that started in [since, until).
+
+        :raises NoListing: a bank of the original generation.
+        """
+        return listing.total(self._transport, account=account, since=since, until=until)
+
     # -- rows -------------------------------------------------------------------------------------------------------
 
     def _ids(self, run: LedgerRun) -> List[str]:
@@ -159,11 +208,7 @@ class Bank:
             job = self._transport.call(retrieve_job.sync_detailed, Job, bank_job_id)
         except NotFound:
             return None
-        row = wire.row_from_wire(job)
-        if row.bank_job_id != bank_job_id:
-            raise BankUnavailable(
-                f"asked for job {bank_job_id}, the bank answered about another", answered=True
-            )
+        row = _same_id(wire.row_from_wire(job), bank_job_id)
         held_csu, doubt = self._held(row, run)
         return replace(row, held_csu=held_csu, doubt=doubt)
 
@@ -213,6 +258,14 @@ class Bank:
 
 def _inside(period: Period, start: int, end: int) -> bool:
     return start >= period.start_low and (period.end_low is None or end <= period.end_low)
+
+
+def _same_id(row: BankRun, bank_job_id: str) -> BankRun:
+    if row.bank_job_id != bank_job_id:
+        raise BankUnavailable(
+            f"asked for job {bank_job_id}, the bank answered about another", answered=True
+        )
+    return row
 
 
 def _taken(row: BankRun) -> str:

@@ -79,6 +79,14 @@ class Period:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What the bank's own counter says of an allocation period."""
+
+    period: Period
+    used_csu: int
+
+
+@dataclass(frozen=True)
 class _Numbers:
     """Value and usage of Service Units. ``limit_csu`` None: no limit."""
 
@@ -134,6 +142,17 @@ class FundsReader:
         period = _period(allocation[0]) if allocation else None
         self._remember(self._periods, account, (self._clock(), period))
         return period
+
+    def usage(self, account: str) -> Optional[Usage]:
+        """None: no allocation is active, or the bank has no counter of it that it tells."""
+        try:
+            chosen = self._choose(account, self._active(account))
+        except (_NoAllocations, _UnknownAccount):
+            return None
+        if chosen is None:
+            return None
+        allocation, numbers = chosen
+        return Usage(period=_period(allocation), used_csu=numbers.used_csu)
 
     # -- today's generation ---------------------------------------------------------------------------------------------
 

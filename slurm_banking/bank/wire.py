@@ -11,6 +11,7 @@ from mybrc_client.models import Job, Node
 from slurm_banking.amounts import MAX_WIRE_CSU, format_su, parse_su
 from slurm_banking.errors import BankRefused, BankUnavailable
 from slurm_banking.ledger import LedgerRun
+from slurm_banking.ledger.rows import STRUCK
 from slurm_banking.slurm import hostlist
 
 MAX_ID = 150
@@ -18,6 +19,9 @@ MAX_TEXT = 50
 MAX_NODE_NAME = 30
 #: Of a larger job the first ones are told. The portal looks each up by itself.
 MAX_NODES = 2000
+
+#: What a run is called there until its end is told.
+RUNNING = "RUNNING"
 
 #: Seconds between a start as a node tells it and as the ledger has it, for both to be the same.
 NODE_REPORT_TOLERANCE_S = 600
@@ -37,6 +41,9 @@ class BankRun:
     state: str
     held_csu: int = 0  #: what the bank's usage holds for it, by the bank's rules
     doubt: str = ""  #: why that may be otherwise; "": it is so
+    partition: str = ""
+    qos: Optional[str] = None
+    cpus: int = 0
 
     @property
     def told_by_node(self) -> bool:
@@ -68,13 +75,13 @@ def default_job_id(run: LedgerRun, job_id_format: str, cluster: str) -> str:
     """The id on the wire; a requeued job's later runs have ids of their own."""
     bank_job_id = job_id_format.format(
         job_id=run.job_id,
-        restart=max(run.restart_count, 0),
+        restart=max(run.told_restart_count, 0),
         cluster=cluster,
         array_job_id=run.array_job_id if run.array_job_id is not None else run.job_id,
         array_task_id=run.array_task_id if run.array_task_id is not None else 0,
     )
-    if run.restart_count > 0 and "{restart}" not in job_id_format:
-        bank_job_id += f"-r{run.restart_count}"
+    if run.told_restart_count > 0 and "{restart}" not in job_id_format:
+        bank_job_id += f"-r{run.told_restart_count}"
     return bank_job_id
 
 
@@ -85,7 +92,7 @@ def other_job_id(bank_job_id: str, run: LedgerRun) -> str:
 
 def start_on_the_wire(run: LedgerRun, bank_job_id: str, amount_csu: int) -> Job:
     job = _common(run, bank_job_id, amount_csu)
-    job.jobstatus = "RUNNING"
+    job.jobstatus = RUNNING
     return job
 
 
@@ -100,6 +107,24 @@ def end_on_the_wire(run: LedgerRun, bank_job_id: str) -> Job:
     job.raw_time = round(run.elapsed_s / 3600, 6)
     job.cpu_time = round(run.elapsed_s * run.cpus / 3600, 6)
     return job
+
+
+def nothing_on_the_wire(row: BankRun) -> Job:
+    """A row once more, at 0.00. A bank counts the difference only if all three dates are given."""
+    known = [when for when in (row.submit_time, row.start_time, row.end_time) if when is not None]
+    submit = row.submit_time if row.submit_time is not None else min(known, default=0)
+    start = max(submit, row.start_time if row.start_time is not None else submit)
+    end = max(start, row.end_time if row.end_time is not None else start)
+    return Job(
+        jobslurmid=row.bank_job_id,
+        userid=row.user_id,
+        accountid=row.account,
+        amount=format_su(0),
+        submitdate=_date(submit),
+        startdate=_date(start),
+        enddate=_date(end),
+        jobstatus=STRUCK,
+    )
 
 
 def row_from_wire(job: Job) -> BankRun:
@@ -119,6 +144,9 @@ def row_from_wire(job: Job) -> BankRun:
         end_time=_seconds(job.enddate),
         amount_csu=amount_csu,
         state=job.jobstatus if isinstance(job.jobstatus, str) else "",
+        partition=job.partition if isinstance(job.partition, str) else "",
+        qos=job.qos if isinstance(job.qos, str) else None,
+        cpus=job.num_cpus if isinstance(job.num_cpus, int) else 0,
     )
 
 

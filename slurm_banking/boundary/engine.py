@@ -15,8 +15,9 @@ import json
 import os
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from slurm_banking import messages, settle, tokens
 from slurm_banking.amounts import format_su
@@ -179,9 +180,18 @@ class Engine:
             self._ledger_problem = text
             self.log(ERROR, f"ledger_unavailable problem={text}")
 
+    @contextmanager
+    def _transaction(self, config: Config) -> Iterator[Transaction]:
+        """One that is committed ends the problem that there was; on a full disk many begin, and only then fail.
+
+        :raises LedgerError: the ledger cannot be used.
+        """
+        with self.ledger(config).transaction() as tx:
+            yield tx
+        self._ledger_problem = ""
+
     def _ready(self, tx: Transaction, config: Config) -> bool:
         """Prices recorded; whether the ledger was compared with Slurm since it was new, lost or unclean."""
-        self._ledger_problem = ""
         version = self.prices(config).version
         if self._prices_recorded != version:
             settle.record_prices(tx, config, int(time.time()))
@@ -306,7 +316,7 @@ class Engine:
         while True:
             now = int(time.time())
             try:
-                with self.ledger(config).transaction() as tx:
+                with self._transaction(config) as tx:
                     complete = self._ready(tx, config)
                     if find is not None:
                         lien_csu, freed_csu = find(tx)
@@ -658,7 +668,7 @@ class Engine:
         """What was refused before anything was looked up leaves its note, too."""
         if verdict.outcome is Outcome.REFUSED and config.policy.enforce != "log":
             try:
-                with self.ledger(config).transaction() as tx:
+                with self._transaction(config) as tx:
                     self._note_refused(tx, update, verdict, self._set_aside_for(tx, update))
             except LedgerError as error:
                 self._ledger_failed(error)
@@ -731,7 +741,7 @@ class Engine:
             self._told("run_ended", "exempt", words, started, "reason=exempt")
             return
         try:
-            with self.ledger(config).transaction() as tx:
+            with self._transaction(config) as tx:
                 self._ready(tx, config)
                 result = settle.end_run(tx, run, config, actor=ACTOR)
         except EntryConflict as error:
@@ -770,7 +780,7 @@ class Engine:
             self._told("run_started", "exempt", words, started, "reason=exempt")
             return
         try:
-            with self.ledger(config).transaction() as tx:
+            with self._transaction(config) as tx:
                 self._ready(tx, config)
                 existing, new = settle.start_run(tx, run, config, actor=ACTOR)
         except EntryConflict as error:

@@ -337,6 +337,18 @@ def _sweep(args: argparse.Namespace) -> int:
     return OK
 
 
+def _slurm(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import slurm
+
+    return slurm.run(args)
+
+
+def _limits(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import limits
+
+    return limits.run(args, args.config or default_config_path())
+
+
 def _check_config(args: argparse.Namespace) -> int:
     from slurm_banking import check_config
 
@@ -344,10 +356,26 @@ def _check_config(args: argparse.Namespace) -> int:
     return check_config.main(path, as_json=args.json, slurm_user=args.slurm_user)
 
 
+def _reconcile(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import reconcile
+
+    return reconcile.run(args, args.config or default_config_path(), lambda: socket_path(args)[0])
+
+
 def _ledger(args: argparse.Namespace) -> int:
     from slurm_banking.cli import ledger
 
     return ledger.run(args, args.config or default_config_path())
+
+
+def _token(args: argparse.Namespace) -> int:
+    from slurm_banking.cli import token
+
+    found = token.run(args, args.config or default_config_path(), args.config is not None)
+    _show(args, found.as_dict, lambda: list(found.lines))
+    for warning in () if args.json else found.warnings:
+        print(f"slurm-banking: warning: {warning}", file=sys.stderr)
+    return found.status
 
 
 def _relay(args: argparse.Namespace) -> int:
@@ -474,6 +502,11 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     made = command("explain", _explain, "each sum of a job again, from what its entries stored")
     made.add_argument("job", metavar="JOB", help="a job id, 123, or a task of an array, 123_4")
 
+    made = command("slurm", _slurm, "everyday Slurm over slurmrestd, with prices")
+    from slurm_banking.cli import slurm
+
+    slurm.add_parser(made, common)
+
     command("exceptions", _exceptions, "exceptions in force for you; for operators, all of them")
 
     command(
@@ -541,6 +574,26 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     )
 
     made = command(
+        "limits",
+        _limits,
+        "balances as limits in Slurm, for a day on which the bank is dead",
+        group=FOR_OPERATORS,
+    )
+    from slurm_banking.cli import limits
+
+    limits.add_parser(made, common)
+
+    made = command(
+        "reconcile",
+        _reconcile,
+        "slurmdbd, ledger and bank held against each other; --fix puts right",
+        group=FOR_OPERATORS,
+    )
+    from slurm_banking.cli import reconcile
+
+    reconcile.add_options(made)
+
+    made = command(
         "ledger",
         _ledger,
         "verify, back up or restore the ledger's file, with or without a relay",
@@ -550,6 +603,27 @@ def make_parser(*, with_bank: bool = False) -> argparse.ArgumentParser:
     from slurm_banking.cli import ledger
 
     ledger.add_parser(made)
+
+    from slurm_banking.cli import token
+
+    made = command(
+        "token",
+        _token,
+        "tokens for slurmrestd: make, read and check them",
+        group=FOR_OPERATORS,
+        to_json=False,
+        asks=False,
+    )
+    token.add_token_parser(made)
+    made = command(
+        "jwks",
+        _token,
+        "the file with the public keys of such tokens",
+        group=FOR_OPERATORS,
+        to_json=False,
+        asks=False,
+    )
+    token.add_jwks_parser(made)
 
     made = command(
         "check-config",

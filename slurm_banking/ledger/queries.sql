@@ -105,7 +105,7 @@ VALUES (:job_id, :submit_time, :restart_count, :state, :lien_id, :counted, :acco
 SELECT * FROM runs WHERE run_id = ?;
 
 -- name: find_run
-SELECT * FROM runs WHERE job_id = ? AND submit_time = ? ORDER BY restart_count DESC;
+SELECT * FROM runs WHERE job_id = ? AND submit_time = ? AND slurm_state != 'STRUCK' ORDER BY restart_count DESC;
 
 -- name: running_runs
 SELECT * FROM runs WHERE state = 'running' ORDER BY run_id;
@@ -148,6 +148,26 @@ UPDATE runs SET state = 'ended', slurm_state = :slurm_state, start_time = :start
 UPDATE runs SET state = 'ended', slurm_state = :slurm_state, end_time = start_time, elapsed_s = 0, charge_csu = 0,
 	ledger_csu = 0, proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL, inputs = :inputs, end_acked = 0,
 	parked = NULL WHERE run_id = :run_id AND state = 'running';
+
+-- name: strike_run
+UPDATE runs SET state = 'ended', slurm_state = :slurm_state, restart_count = :restart_count,
+	start_time = COALESCE(start_time, submit_time), end_time = COALESCE(end_time, start_time, submit_time),
+	elapsed_s = 0, charge_csu = 0, ledger_csu = 0, proposed_csu = NULL, proposed_us = NULL, proposed_inputs = NULL,
+	bank_csu = CASE WHEN :shares_row THEN 0 ELSE bank_csu END,
+	bank_job_id = CASE WHEN :shares_row THEN NULL ELSE bank_job_id END,
+	inputs = :inputs, end_acked = 0, parked = NULL WHERE run_id = :run_id;
+
+-- name: others_row
+SELECT COUNT(*) FROM runs WHERE job_id = ? AND bank_job_id = ? AND run_id != ? AND slurm_state != 'STRUCK';
+
+-- name: reopen_end
+UPDATE runs SET bank_csu = :bank_csu, bank_job_id = :bank_job_id, start_acked = 0, end_acked = 0, parked = NULL
+WHERE run_id = :run_id AND state = 'ended';
+
+-- name: charges_of_run
+SELECT * FROM entries WHERE job_id = :job_id AND submit_time = :submit_time
+	AND (restart_count IN (:restart_count, -1) OR :restart_count < 0)
+	AND account = :account AND user_id = :user_id AND kind IN ('start', 'charge', 'restated') ORDER BY seq;
 
 -- name: put_outbox
 INSERT INTO outbox (run_id, phase, created_us) VALUES (?, ?, ?) ON CONFLICT (run_id, phase) DO NOTHING;
@@ -249,12 +269,18 @@ SELECT entries.seq AS posting_seq, entries.at_us AS posting_at_us, entries.kind 
 	entries.inputs AS posting_inputs,
 	(SELECT COALESCE(SUM(later.amount_csu), 0) FROM entries AS later
 		WHERE later.kind = 'restated' AND later.job_id = entries.job_id AND later.submit_time = entries.submit_time
+			AND later.account = entries.account AND later.user_id = entries.user_id
 	) AS posting_restated_csu, runs.*
 FROM entries JOIN runs ON runs.run_id = COALESCE(
-	(SELECT run_id FROM runs AS exact WHERE exact.job_id = entries.job_id
-		AND exact.submit_time = entries.submit_time AND exact.restart_count = entries.restart_count),
+	(SELECT run_id FROM runs AS exact WHERE exact.job_id = entries.job_id AND exact.submit_time = entries.submit_time
+		AND exact.restart_count = entries.restart_count AND exact.account = entries.account
+		AND exact.user_id = entries.user_id),
+	(SELECT MAX(run_id) FROM runs AS struck WHERE struck.job_id = entries.job_id
+		AND struck.submit_time = entries.submit_time AND struck.slurm_state = 'STRUCK'
+		AND struck.account = entries.account AND struck.user_id = entries.user_id),
 	(SELECT MAX(run_id) FROM runs AS near WHERE near.job_id = entries.job_id
-		AND near.submit_time = entries.submit_time))
+		AND near.submit_time = entries.submit_time AND near.account = entries.account
+		AND near.user_id = entries.user_id))
 WHERE entries.account = :account AND entries.seq > :after_seq AND entries.seq <= :last_seq
 	AND entries.kind IN ('charge', 'restated') AND entries.at_us >= :since_us AND entries.at_us < :until_us
 	AND (:user_id IS NULL OR entries.user_id = :user_id)
@@ -284,3 +310,32 @@ SELECT MIN(created_us) FROM liens WHERE state != 'ended' AND state = 'unconfirme
 
 -- name: count_open_liens
 SELECT COUNT(*) FROM liens WHERE state != 'ended';
+
+-- name: glance_of_job
+SELECT run_id, job_id, submit_time, state, slurm_state, account, user_id, start_time, end_time, charge_csu, ledger_csu,
+	bank_csu, period, bank_job_id, end_acked, parked,
+	(SELECT COUNT(*) FROM outbox WHERE outbox.run_id = runs.run_id) AS waiting
+FROM runs WHERE job_id = ? AND slurm_state != 'STRUCK' ORDER BY run_id;
+
+-- name: accounts_of_runs
+WITH RECURSIVE each_account(account) AS (
+	SELECT MIN(account) FROM runs
+	UNION ALL SELECT (SELECT MIN(account) FROM runs WHERE runs.account > each_account.account)
+		FROM each_account WHERE each_account.account IS NOT NULL)
+SELECT account FROM each_account WHERE account IS NOT NULL;
+
+-- name: keys_of_ended
+SELECT run_id, job_id, submit_time FROM runs
+WHERE account = ? AND end_time >= ? AND end_time < ? AND state = 'ended' AND slurm_state != 'STRUCK';
+
+-- name: count_ended
+SELECT COUNT(*) FROM (SELECT 1 FROM runs WHERE account = ? AND end_time >= ? AND end_time < ? LIMIT ?);
+
+-- name: price_history
+SELECT in_force_us, version, tables FROM price_lists ORDER BY in_force_us;
+
+-- name: fold_of_account
+SELECT (SELECT COALESCE(SUM(amount_csu), 0) FROM entries WHERE account = :account) AS entered_csu,
+	(SELECT COALESCE(SUM(ledger_csu), 0) FROM runs WHERE account = :account)
+	+ (SELECT COALESCE(SUM(amount_csu), 0) FROM liens
+		WHERE account = :account AND counted AND state != 'ended') AS kept_csu;

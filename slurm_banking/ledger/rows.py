@@ -17,6 +17,9 @@ WHOLE_ACCOUNT = -1
 #: What Slurm tells as the state of a run whose start failed (a component of a het job): its job waits again.
 RETURNED = "PENDING"
 
+#: The state of a run that never was: struck by reconcile, charged nothing, and never found by its key again (queries.sql).
+STRUCK = "STRUCK"
+
 
 def new_lien_id() -> str:
     """32 hexadecimal digits: made by whoever opens the lien, stored before it is sent anywhere.
@@ -120,6 +123,16 @@ class LedgerRun:
     def returned(self) -> bool:
         """Whether its start failed and its job went back into the queue; it may run yet, under the same key."""
         return self.state == "ended" and self.slurm_state == RETURNED
+
+    @property
+    def struck(self) -> bool:
+        """Whether it was found never to have been; its key is another run's to have."""
+        return self.slurm_state == STRUCK
+
+    @property
+    def told_restart_count(self) -> int:
+        """The restart count that Slurm told; of a struck run ``restart_count`` is only a number of its own."""
+        return int(self.inputs["told_restart_count"]) if self.struck else self.restart_count
 
 
 @dataclass(frozen=True)

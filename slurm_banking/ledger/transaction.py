@@ -14,9 +14,11 @@ from functools import lru_cache
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from slurm_banking.errors import EntryConflict
+from slurm_banking.ledger.glance import RunGlance, RunKey
 from slurm_banking.ledger.queries import QUERIES
 from slurm_banking.ledger.rows import (
     RETURNED,
+    STRUCK,
     WHOLE_ACCOUNT,
     Delivery,
     EndResult,
@@ -135,7 +137,9 @@ class Transaction:
             lien_id=lien_id,
             job_id=subject.job_id,
             submit_time=subject.submit_time,
-            restart_count=subject.restart_count,
+            restart_count=subject.told_restart_count
+            if isinstance(subject, LedgerRun)
+            else subject.restart_count,
             account=subject.account,
             user_id=subject.user_id,
             amount_csu=amount_csu,
@@ -1037,6 +1041,195 @@ class Transaction:
         assert adopted is not None
         return adopted
 
+    # -- repairs ----------------------------------------------------------------------------------------------------
+
+    def charges_of(self, run: Union[LedgerRun, Run]) -> Sequence[LedgerEntry]:
+        """The start, charge and restated entries under a run's key, account and user, in their order."""
+        restart = run.told_restart_count if isinstance(run, LedgerRun) else run.restart_count
+        wanted = {
+            "job_id": run.job_id,
+            "submit_time": run.submit_time,
+            "restart_count": restart,
+            "account": run.account,
+            "user_id": run.user_id,
+        }
+        return [_entry(row) for row in self._rows("charges_of_run", wanted)]
+
+    def restate_run(
+        self,
+        existing: LedgerRun,
+        run: Run,
+        *,
+        charge_csu: int,
+        entered_csu: int,
+        inputs: Mapping[str, Any],
+        actor: str,
+        reason: str,
+    ) -> LedgerRun:
+        """An ended run is charged by the figures of ``run``, and its end is delivered again.
+
+        ``entered_csu``: what its entries amount to; the new one makes up what is between that and the charge.
+
+        :raises EntryConflict: it is of another user or account.
+        """
+        _check_same(existing, run)
+        self._write_end(existing, run, charge_csu, inputs)
+        self._append_of(
+            existing,
+            "restated",
+            lien_id=existing.lien_id,
+            amount_csu=charge_csu - entered_csu,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
+        restated = self.run(existing.run_id)
+        assert restated is not None
+        return restated
+
+    def restore_run(
+        self,
+        run: Run,
+        *,
+        charge_csu: int,
+        entered_csu: int,
+        inputs: Mapping[str, Any],
+        actor: str,
+        reason: str,
+    ) -> LedgerRun:
+        """A run that has entries and no row any more: the row is made again, and what differs is entered."""
+        first = next(iter(self.charges_of(run)), None)
+        run_id = self._insert_run(
+            run,
+            {
+                "lien_id": None if first is None else first.lien_id,
+                "counted": 1,
+                "partition": run.partition,
+                "qos": run.qos,
+                "start_time": run.start_time,
+                "cpus": run.cpus,
+                "nodes": run.nodes,
+                "node_count": run.node_count,
+                "time_limit_min": run.time_limit_min,
+                "slurm_state": run.state,
+                "lien_csu": charge_csu,
+                "ledger_csu": charge_csu,
+                "period": self.period_of(run.account, run.start_time),
+                "inputs": dump_json(inputs),
+                "source": run.source,
+            },
+        )
+        made = self.run(run_id)
+        assert made is not None
+        return self.restate_run(
+            made,
+            run,
+            charge_csu=charge_csu,
+            entered_csu=entered_csu,
+            inputs=inputs,
+            actor=actor,
+            reason=reason,
+        )
+
+    def strike_run(
+        self,
+        run: LedgerRun,
+        *,
+        entered_csu: int,
+        actor: str,
+        reason: str,
+        leaves_row: bool = False,
+    ) -> LedgerRun:
+        """A run that never was, or was somebody else's: charged nothing, and its key is free for the one that was.
+
+        A run keeps its account, user, job and submit time for ever, so its restart count makes way: minus the number of
+        the entry that struck it, which no other run can have. If the bank may have it, the bank is told that it costs nothing;
+        but a row of the bank that another run has, too, or is to have (``leaves_row``), is left to that one.
+        """
+        shares_row = (
+            leaves_row
+            or run.bank_job_id is not None
+            and bool(
+                self._run("others_row", (run.job_id, run.bank_job_id, run.run_id)).fetchone()[0]
+            )
+        )
+        waits = run.parked is None and self.delivery_of(run.run_id) is not None
+        at_bank = run.bank_job_id is not None or run.start_acked or waits
+        inputs = {
+            **{key: value for key, value in run.inputs.items() if key != "segments"},
+            "elapsed_s": 0,
+            "state": STRUCK,
+            "told_restart_count": run.told_restart_count,
+        }
+        seq = self._append_of(
+            run,
+            "restated" if run.state == "ended" else "charge",
+            lien_id=run.lien_id,
+            amount_csu=-entered_csu,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
+        self._run(
+            "strike_run",
+            {
+                "run_id": run.run_id,
+                "slurm_state": STRUCK,
+                "restart_count": -1 - seq,
+                "shares_row": int(shares_row),
+                "inputs": dump_json(inputs),
+            },
+        )
+        self._run("drop_outbox", (run.run_id, "start"))
+        if at_bank and not shares_row:
+            self._run("put_outbox", (run.run_id, "end", self.now_us))
+        else:
+            self._run("drop_outbox", (run.run_id, "end"))
+        struck = self.run(run.run_id)
+        assert struck is not None
+        return struck
+
+    def reopen_end(
+        self,
+        run: LedgerRun,
+        *,
+        bank_csu: int,
+        bank_job_id: Optional[str],
+        actor: str,
+        reason: str,
+        inputs: Mapping[str, Any],
+    ) -> None:
+        """The bank has the end of an ended run otherwise, or not at all: it is delivered again.
+
+        ``bank_csu``: what the bank's usage holds for it now. Where that is more than was known, what remains shrinks too,
+        as if an acknowledgement had been lost; where it is less, what remains stays, for the bank may have been asked
+        since. Either way nothing becomes available by this that is not there. ``bank_job_id`` None: looked for anew.
+        """
+        self._run(
+            "reopen_end",
+            {"run_id": run.run_id, "bank_csu": bank_csu, "bank_job_id": bank_job_id},
+        )
+        more = bank_csu - run.bank_csu
+        if more > 0:
+            of_account, _ = self.funds(run.account, WHOLE_ACCOUNT)
+            if of_account is not None and run.period in ("", of_account.allocation):
+                self._run(
+                    "spend_funds",
+                    {"spent_csu": more, "account": run.account, "user_id": run.user_id},
+                )
+        self._run("drop_outbox", (run.run_id, "start"))
+        self._run("drop_outbox", (run.run_id, "end"))  # a new number: tried at once
+        self._run("put_outbox", (run.run_id, "end", self.now_us))
+        self._append_of(
+            run,
+            "note",
+            lien_id=run.lien_id,
+            amount_csu=0,
+            reason=reason,
+            actor=actor,
+            inputs=inputs,
+        )
+
     def lose_run(self, run: LedgerRun, *, actor: str) -> None:
         """Slurm does not know the run any more, and nobody will tell its end: it is over, and costs nothing."""
         inputs = {**run.inputs, "elapsed_s": 0, "state": LOST}
@@ -1333,6 +1526,31 @@ class Transaction:
         }
         found = [_posting(row) for row in self._rows("postings", wanted)]
         return found, None if row is None else last_seq
+
+    def glance(self, job_id: int) -> Sequence[RunGlance]:
+        """Every run of a job id that stands, for a look at very many; a task of an array has a job id of its own."""
+        return [RunGlance(*row) for row in self._run("glance_of_job", (job_id,))]
+
+    def accounts_of_runs(self) -> Sequence[str]:
+        """Every account that ever had a run."""
+        return [row[0] for row in self._run("accounts_of_runs")]
+
+    def keys_of_ended(self, account: str, since: int, until: int) -> Sequence[RunKey]:
+        """Of an account's runs that ended in [since, until)."""
+        return [RunKey(*row) for row in self._run("keys_of_ended", (account, since, until))]
+
+    def count_ended(self, account: str, since: int, until: int, most: int) -> int:
+        """How many of an account's runs ended in [since, until); no further than ``most``."""
+        return int(self._run("count_ended", (account, since, until, most)).fetchone()[0])
+
+    def price_history(self) -> Sequence[Tuple[int, str, Mapping[str, Any]]]:
+        """Since when (unix microseconds) each price list was in force, its version and its tables; oldest first."""
+        return [(row[0], row[1], json.loads(row[2])) for row in self._run("price_history")]
+
+    def fold(self, account: str) -> Tuple[int, int]:
+        """What an account's entries come to, and what its liens and runs amount to: the same, or something is wrong."""
+        entered_csu, kept_csu = self._run("fold_of_account", {"account": account}).fetchone()
+        return int(entered_csu), int(kept_csu)
 
     def check(self) -> Sequence[str]:
         """What does not add up: one line each; empty when all does."""

@@ -16,7 +16,8 @@ def run_sums(tx: Transaction, run: LedgerRun, entries: Sequence[LedgerEntry]) ->
         entry
         for entry in entries
         if (entry.job_id, entry.submit_time, entry.restart_count)
-        == (run.job_id, run.submit_time, run.restart_count)
+        == (run.job_id, run.submit_time, run.told_restart_count)
+        and (entry.account, entry.user_id) == (run.account, run.user_id)
     ]
     explained: Dict[str, Any] = {
         "state": run.state,

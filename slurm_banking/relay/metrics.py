@@ -257,6 +257,7 @@ def of_relay(page: Exposition, health: Mapping[str, Any]) -> None:
         "Ended runs that slurmdbd tells otherwise than they were charged.",
         health.get("accounting_differs", 0),
     )
+    of_books(page, health.get("books") or {})
     page.one("alarms", "gauge", "What needs an operator now.", len(health.get("alarms") or ()))
     page.one(
         "config_rejected",
@@ -272,6 +273,33 @@ def of_relay(page: Exposition, health: Mapping[str, Any]) -> None:
     page.family("step_failing", "gauge", "1: the last try of the step failed.")
     for step in sorted(failures):
         page.sample(int(step in failing), step=step)
+
+
+def of_books(page: Exposition, books: Mapping[str, Any]) -> None:
+    """What the last look found that compared slurmdbd, ledger and bank; nothing until there was one."""
+    if books.get("looked_at") is None:
+        return
+    page.one(
+        "reconcile_last_timestamp_seconds",
+        "gauge",
+        "When slurmdbd, ledger and bank were last compared.",
+        books["looked_at"],
+    )
+    page.one(
+        "reconcile_last_clean_timestamp_seconds",
+        "gauge",
+        "When that was, and they agreed, for the last time; absent until then.",
+        books.get("clean_at"),
+    )
+    page.family("reconcile_findings", "gauge", "What differed at the last look, by kind.")
+    for kind, count in sorted((books.get("counts") or {}).items()):
+        page.sample(count, kind=kind)
+    page.one(
+        "reconcile_drift_su",
+        "gauge",
+        "At the last look: by how much the bank's counters were off, all accounts added up, in SU.",
+        format_su(int(books.get("drift_csu") or 0)),
+    )
 
 
 def of_bank(page: Exposition, health: Mapping[str, Any]) -> None:

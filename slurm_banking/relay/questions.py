@@ -34,7 +34,7 @@ from slurm_banking.errors import LedgerError, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerEntry, LedgerRun, Lien, Posting
 from slurm_banking.ledger.transaction import Transaction
 from slurm_banking.records import Funds
-from slurm_banking.relay import explain, outbox
+from slurm_banking.relay import account_funds, explain, mend, outbox
 from slurm_banking.relay.answer import Peer
 from slurm_banking.relay.metrics import oldest_due_us
 from slurm_banking.relay.protocol import failure
@@ -90,6 +90,8 @@ class Parts:
     #: (run, what the bank has or None, reason, actor) -> the run, and what it had there; raises NotByHand
     resolve: Callable[[int, Optional[int], str, str], Tuple[LedgerRun, int]]
     metrics: Callable[[], str] = lambda: ""  #: for Prometheus
+    #: (what reconcile wants done at the bank, actor) -> what came of it; raises NotMended
+    mend: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda wanted, actor: {}
 
 
 class Refused(Exception):
@@ -163,7 +165,9 @@ class Questions:
             "retry": self._retry,
             "outbox": self._outbox,
             "resolve": self._resolve,
+            "reconcile_bank": self._reconcile_bank,
             "metrics": self._metrics,
+            "account_funds": self._account_funds,
         }
 
     @property
@@ -419,6 +423,20 @@ class Questions:
             rows.append({**_run_key(settled), **outbox.resolved_row(settled, before_csu)})
         return {"ok": True, "runs": rows, "reason": reason}
 
+    # -- reconcile --------------------------------------------------------------------------------------------------
+
+    def _reconcile_bank(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        """What reconcile found at the bank is put right there: a run is sent again, a row that is no run's is set to nothing."""
+        _operators_only(caller, "reconcile_bank")
+        wanted = mend.wanted(request)
+        if isinstance(wanted, str):
+            raise Refused("bad_request", wanted)
+        try:
+            actor = mend.actor(request, _actor(caller), caller.owner)
+            return {"ok": True, **self._parts.mend(wanted, actor)}
+        except mend.NotMended as error:
+            raise Refused("unavailable" if error.later else "denied", str(error)) from None
+
     # -- balance --------------------------------------------------------------------------------------------------
 
     def _balance(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
@@ -444,6 +462,21 @@ class Questions:
             "as_of": int(time.time()),
             "user_id": user_id,
             "user": self._names.name(user_id) or str(user_id),
+            "bank_away_since": self._parts.health().get("bank_away_since"),
+            "accounts": rows,
+        }
+
+    def _account_funds(self, caller: Caller, request: Mapping[str, Any]) -> Dict[str, Any]:
+        _operators_only(caller, "account_funds")
+        try:
+            asked = account_funds.pairs(request.get("accounts"))
+        except ValueError as error:
+            raise Refused("bad_request", str(error)) from None
+        max_age_s = self._parts.config().relay.funds_refresh_s
+        rows = account_funds.read(self._parts.ledger, self._parts.desk, asked, max_age_s=max_age_s)
+        return {
+            "ok": True,
+            "as_of": int(time.time()),
             "bank_away_since": self._parts.health().get("bank_away_since"),
             "accounts": rows,
         }
@@ -640,6 +673,7 @@ class Questions:
         options = request.get("options")
         if not isinstance(options, dict):
             raise Refused("bad_request", "options: expected an object")
+        caller = self._quoted(caller, request)
         members = self._parts.members
         account = options.get("account")
         if account is None:
@@ -672,6 +706,18 @@ class Questions:
             )
         except ValueError as error:
             raise Refused("bad_request", f"options: {error}") from None
+
+    def _quoted(self, caller: Caller, request: Mapping[str, Any]) -> Caller:
+        """Whose job it is: the caller's own, or of whom an operator names."""
+        name = _optional_text(request, "user")
+        if name is None or name == caller.name:
+            return caller
+        if not caller.admin:
+            raise Refused("denied", f"{name}: only operators may ask what a job of others costs")
+        uid = self._names.uid(name)
+        if uid is None:
+            raise Refused("not_found", f"{name}: no such user on this host")
+        return Caller(uid=uid, name=self._names.name(uid), owner=False, admin=False)
 
     # -- exceptions -----------------------------------------------------------------------------------------------
 

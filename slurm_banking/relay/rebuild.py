@@ -19,6 +19,7 @@ from slurm_banking.bank import BankRun
 from slurm_banking.config import Config
 from slurm_banking.errors import BankError, BankRefused
 from slurm_banking.ledger import Delivery, Ledger, LedgerRun
+from slurm_banking.relay import take_over
 from slurm_banking.relay.sweep import (
     ACTOR,
     JOBS_PER_TRANSACTION,
@@ -101,6 +102,7 @@ def rebuild(
     report.problems = swept.problems + window.problems
     _ask_bank(ledger, bank, report, bank_budget_s, clock)
     with ledger.transaction() as tx:
+        take_over.want(tx, since, int(now) + 1)
         tx.set_meta("complete", "1")
     report.complete = True
     log.info("%s", report.line())

@@ -11,6 +11,9 @@ deliver  every second                                       the outbox to the ba
 funds    every few seconds                                  what was not read for funds_refresh_s
 members  at the start, then every hour                      the funds of accounts that nobody used yet
 keep     every second                                       configuration, prices, checkpoint
+open_    after a rebuild                                    runs that only the bank has, and as running
+rows
+books    every [Reconcile] every                            whether slurmdbd, ledger and bank agree (a process of its own)
 probe    every second                                       ask the own socket; if it answers, the heartbeat
 ======== ================================================== ============================================
 """
@@ -28,6 +31,7 @@ from slurm_banking import settle
 from slurm_banking.bank import Bank, BankRun
 from slurm_banking.config import Config, Reloader, read_token
 from slurm_banking.errors import (
+    BankError,
     BankingError,
     BankUnavailable,
     ConfigError,
@@ -36,9 +40,10 @@ from slurm_banking.errors import (
 )
 from slurm_banking.ledger import Ledger, LedgerRun
 from slurm_banking.ledger import health as ledger_health
-from slurm_banking.relay import book, client, metrics, outbox, protocol, sweep
+from slurm_banking.relay import book, books, client, mend, metrics, outbox, protocol, sweep
 from slurm_banking.relay.answer import Listener
 from slurm_banking.relay.book import DeliveryBook
+from slurm_banking.relay.books import Books
 from slurm_banking.relay.deliver import deliver_due, try_again
 from slurm_banking.relay.desk import FundsDesk
 from slurm_banking.relay.funds import refresh_account, refresh_funds
@@ -48,6 +53,7 @@ from slurm_banking.relay.questions import Parts, Questions
 from slurm_banking.relay.quote import Facts
 from slurm_banking.relay.rebuild import RunsAtBank, rebuild
 from slurm_banking.relay.sweep import SweepState
+from slurm_banking.relay.take_over import take_over
 from slurm_banking.slurm import runaway
 from slurm_banking.slurm.control import Operators
 from slurm_banking.slurm.sacct import Sacct
@@ -76,6 +82,8 @@ _TOKEN_LOOK_S = 30.0
 #: Seconds that the bank is asked about runs of a ledger that is made whole again; the delivery asks about the rest.
 REBUILD_BANK_S = 20.0
 REBUILD_PATIENCE_S = 2.0
+#: Seconds between two looks whether rows at the bank are to be taken over.
+TAKE_OVER_S = 2.0
 #: Seconds that an operator who settles a delivery by hand waits for the bank's word.
 RESOLVE_PATIENCE_S = 8.0
 
@@ -346,9 +354,11 @@ class Service:
                 retry=self._retry,
                 standings=lambda limit, runs: outbox.standings(self.ledger, self.book, limit, runs),
                 resolve=self._resolve,
+                mend=self._mend,
                 metrics=self.metrics.text,
             )
         )
+        self._books = Books(cluster, reloader.path, self.started)
         self._listener = self._listen()
         self._keep()  # prices are in the ledger before the first question
         relay = self._relay_config
@@ -366,6 +376,8 @@ class Service:
                 ),
                 Step("members", self._introduce, lambda: MEMBERS_S, self._stop),
                 Step("keep", self._keep, lambda: 1.0, self._stop),
+                Step("open_rows", self._take_over, lambda: TAKE_OVER_S, self._stop),
+                Step("books", self._look_at_books, lambda: books.POLL_S, self._stop),
                 Step("probe", self._probe, lambda: PROBE_S, self._stop),
             )
         }
@@ -590,6 +602,18 @@ class Service:
             self._differs_at = int(time.time())
         self._charged_at = int(time.time())
 
+    def _take_over(self) -> None:
+        """After a rebuild, as soon as the bank answers: what runs on there and nowhere else."""
+        snapshot = self._snapshot
+        if snapshot is None or not snapshot.complete or not self.book.may_try(time.time()):
+            return
+        try:
+            take_over(
+                self.ledger, self.config(), snapshot, self._sacct, lambda: self.bank.parts().bank
+            )
+        except (BankError, SlurmUnavailable) as error:  # which others tell, too
+            log.debug("bank_rows_wait problem=%s", error)
+
     # -- the bank ---------------------------------------------------------------------------------------------------
 
     def _check_book(self) -> None:
@@ -718,6 +742,31 @@ class Service:
         self.desk.ask(settled[0].account, settled[0].user_id, max_age_s=-1, budget_s=1.0)
         return settled
 
+    def _mend(self, wanted: Mapping[str, Any], actor: str) -> Mapping[str, Any]:
+        """:raises NotMended: see :mod:`slurm_banking.relay.mend`."""
+        try:
+            bank = self.bank.parts().bank
+        except BankUnavailable as error:
+            raise mend.NotMended(str(error), later=True) from None
+        result = mend.do(self.ledger, bank, wanted, actor)
+        self._steps["deliver"].wake()
+        account, user_id = result.pop("refresh", (None, None))
+        if account is not None:
+            self.desk.ask(account, user_id, max_age_s=-1, budget_s=0.5)
+        return result
+
+    # -- the books ------------------------------------------------------------------------------------------------------
+
+    def _look_at_books(self) -> None:
+        config = self.config()
+        with self.ledger.transaction(write=False) as tx:
+            complete = tx.complete
+        if complete and self.book.away is None:
+            self._books.look(config, self._stop)
+        else:
+            self._books.recall(config)
+        self._alarm("books", self._books.alarms())
+
     # -- how it is doing --------------------------------------------------------------------------------------------
 
     def health(self) -> Mapping[str, Any]:
@@ -743,6 +792,7 @@ class Service:
             "delivered": self._delivered,
             "accounting_differs": self._differs,
             "accounting_differs_at": self._differs_at,
+            "books": self._books.as_dict(),
             "funds_oldest": min(read, default=None),
             "funds_never_read": len(self._funds_in_use) - len(read),
             "step_failures": {step.name: step.failures for step in self._steps.values()},

@@ -24,6 +24,7 @@
  *   maps TEXT                         how many different files with TEXT in their path are mapped
  *   rss                               resident memory in kB
  *   sockets                           how many sockets this process has open
+ *   open TEXT                         how many files with TEXT in their path it has open
  *
  * Values are percent-encoded; answers are one line each, newlines as \n.
  */
@@ -798,7 +799,7 @@ static void maps(const char *text)
 	printf("maps=%d\n", count);
 }
 
-static void sockets(void)
+static void open_files(const char *answer, const char *text)
 {
 	DIR *dir = opendir("/proc/self/fd");
 	struct dirent *entry;
@@ -812,11 +813,11 @@ static void sockets(void)
 		length = readlink(path, target, sizeof(target) - 1);
 		if (length > 0) {
 			target[length] = '\0';
-			count += !strncmp(target, "socket:", 7);
+			count += strstr(target, text) != NULL;
 		}
 	}
 	closedir(dir);
-	printf("sockets=%d\n", count);
+	printf("%s=%d\n", answer, count);
 }
 
 static void rss(void)
@@ -892,7 +893,9 @@ static void run_line(char *line)
 	} else if (!strcmp(line, "rss")) {
 		rss();
 	} else if (!strcmp(line, "sockets")) {
-		sockets();
+		open_files("sockets", "socket:");
+	} else if (!strcmp(line, "open")) {
+		open_files("open", rest);
 	} else {
 		fprintf(stderr, "no such command: %s\n", line);
 		abort();

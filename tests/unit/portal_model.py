@@ -150,6 +150,9 @@ class Portal(BaseAdapter):
                 return self._create(body)
             if method == "PUT":
                 return self._update(body)
+            if len(words) == 1:
+                state = query.get("jobstatus", [""])[0]
+                return _page([job for job in self.jobs.values() if job["jobstatus"] == state])
             job = self.jobs.get(words[1])
             return (404, {"detail": "Not found."}) if job is None else (200, job)
         if self.generation == "original":

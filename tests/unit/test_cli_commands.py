@@ -325,10 +325,11 @@ def test_help_lists_every_command_by_whom_it_is_for(capsys: pytest.CaptureFixtur
         heading: re.findall(r"^  ([a-z-]+) ", lines, re.M) for heading, lines in parts.items()
     }
     assert listed[program.FOR_USERS] == [
-        "balance", "statement", "jobs", "quote", "why", "explain", "exceptions"
+        "balance", "statement", "jobs", "quote", "why", "explain", "slurm", "exceptions"
     ]  # fmt: skip
     assert listed[program.FOR_OPERATORS] == [
-        "status", "health", "metrics", "allow", "retry", "outbox", "sweep", "ledger", "check-config"
+        "status", "health", "metrics", "allow", "retry", "outbox", "sweep", "limits", "reconcile", "ledger",
+        "token", "jwks", "check-config"
     ]  # fmt: skip
     assert listed[program.SERVICES] == ["relay", "bank"]
     names = [name for group in (program.FOR_USERS, program.FOR_OPERATORS, program.SERVICES) for name in listed[group]]  # fmt: skip
@@ -336,7 +337,7 @@ def test_help_lists_every_command_by_whom_it_is_for(capsys: pytest.CaptureFixtur
     assert main(["bank", "--help"]) == 0
 
 
-@pytest.mark.parametrize("command", ["balance", "statement", "jobs", "quote", "why", "explain", "exceptions", "status", "health", "metrics", "allow", "retry", "outbox", "sweep", "ledger", "check-config", "relay", "bank"])  # fmt: skip
+@pytest.mark.parametrize("command", ["balance", "statement", "jobs", "quote", "why", "explain", "slurm", "exceptions", "status", "health", "metrics", "allow", "retry", "outbox", "sweep", "limits", "reconcile", "ledger", "token", "jwks", "check-config", "relay", "bank"])  # fmt: skip
 def test_each_command_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out

@@ -13,6 +13,7 @@ import pytest
 
 from slurm_banking import messages
 from slurm_banking.cli.program import make_parser
+from slurm_banking.counters import RESULTS
 from slurm_banking.estimate import estimate, what_would_fit
 from slurm_banking.ledger.rows import SetAside
 from slurm_banking.prices import PriceList
@@ -214,6 +215,109 @@ def test_every_line_that_is_logged_is_explained() -> None:
 def test_every_reason_of_a_verdict_is_explained() -> None:
     text = (DOCS / "operating.md").read_text()
     assert not [reason.value for reason in Reason if f"`{reason.value}`" not in text]
+
+
+#: Tests that read the page: a word there says nothing about the code.
+READERS_OF_THE_PAGE = ("test_docs.py", "test_operations.py")
+
+#: A row of a table, and what stands in its first cell.
+ROW = re.compile(r"^\| (`.*?) \|", re.MULTILINE)
+
+REASONS = "Reasons of refusals:"
+
+
+def of_operating(section: str) -> str:
+    text = (DOCS / "operating.md").read_text()
+    return text.split(f"## {section}\n", 1)[1].split("\n## ")[0]
+
+
+def first_cells(text: str) -> list[str]:
+    return [item for cell in ROW.findall(text) for item in re.findall(r"`([^`]+)`", cell)]
+
+
+def explained_lines() -> set[str]:
+    """Of each line that the tables explain, what is always in it: its event, or its words up to what may vary."""
+    lines: set[str] = set()
+    for part in of_operating("What the lines mean").split("\n### ")[1:]:
+        for item in first_cells(part.split(REASONS)[0]):
+            event = re.match(r"[a-z]+(?:_[a-z]+)+\b(?!:)", item)
+            fixed = max((piece.strip() for piece in item.split("…")), key=len)
+            lines.add(event[0] if event else fixed)
+    return lines
+
+
+def explained_reasons() -> set[str]:
+    part = of_operating("What the lines mean").split(REASONS)[1].split("\n### ")[0]
+    accepted = re.findall(
+        r"^\| `submission_accepted` \|.*", of_operating("What the lines mean"), re.M
+    )
+    (row,) = accepted
+    words = re.findall(r"`([a-z_]+)`", row.split("`reason=` why:")[1].split(".")[0])
+    return {item for item in first_cells(part) if item != "reason="} | set(words)
+
+
+def sources_of_tests() -> str:
+    return "\n".join(
+        path.read_text()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if path.name not in READERS_OF_THE_PAGE
+    )
+
+
+def not_in(words: set[str], text: str) -> set[str]:
+    def pattern(word: str) -> str:
+        """Not as a part of another word."""
+        end = r"(?![a-z_])" if word[-1].isalpha() else ""
+        return rf"(?<![a-z_]){re.escape(word)}{end}"
+
+    return {word for word in words if not re.search(pattern(word), text)}
+
+
+def test_every_line_that_the_page_explains_is_in_a_test() -> None:
+    lines = explained_lines()
+    assert {"submission_refused", "sweep", "alarm source=", "jobcomp: ready", "socket_gone", "database_unavailable"} <= {
+        re.sub(r"^sweep .*", "sweep", line) for line in lines
+    }  # fmt: skip
+    assert len(lines) > 80
+    assert not not_in(lines, sources_of_tests())
+
+
+def test_every_reason_that_the_page_explains_is_in_a_test() -> None:
+    reasons = explained_reasons()
+    of_c = {"text_too_long"}
+    assert reasons <= {reason.value for reason in Reason} | of_c and len(reasons) > 18
+    assert not not_in(reasons, sources_of_tests())
+
+
+def test_every_event_that_the_page_explains_is_logged_somewhere() -> None:
+    """The other way round: a line that is gone from the code is gone from the page."""
+    code = "\n".join(
+        path.read_text()
+        for directory in ("slurm_banking", "csrc")
+        for path in (ROOT / directory).rglob("*.[pch]*")
+        if path.suffix in (".py", ".c", ".h")
+    )
+    made = {f"{what}_{outcome.value}" for what in ("submission", "update") for outcome in Outcome}
+    made |= {f"run_{result}" for result in RESULTS}
+    made |= {f"{phase}_{end}" for phase in ("start", "end") for end in re.findall(r'"%s_([a-z]+) ', code)}  # fmt: skip
+    events = {line for line in explained_lines() if re.fullmatch(r"[a-z]+(_[a-z]+)+", line)}
+    assert not not_in(events - made, code)
+
+
+def test_every_section_for_whoever_is_woken_up_names_the_tests_that_show_it() -> None:
+    sections = {
+        heading.split("\n")[0]: heading
+        for name in ("What is wrong", "Routine")
+        for heading in of_operating(name).split("\n### ")[1:]
+    }
+    sections["Three looks"] = of_operating("Three looks")
+    assert len(sections) > 15
+    for heading, text in sections.items():
+        last = text.rstrip().splitlines()[-1]
+        assert last.startswith("Shown by: ") and TEST_NAME.findall(last), heading
+    rows = re.findall(r"^\| .* \|$", of_operating("What happens when something breaks"), re.M)[2:]
+    assert len(rows) > 15
+    assert not [row for row in rows if not TEST_NAME.search(row.split("|")[-2])]
 
 
 # How it is written.

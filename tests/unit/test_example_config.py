@@ -43,9 +43,13 @@ def keys_of(text: str, heading: str, key: str) -> Set[Tuple[str, str]]:
     return found
 
 
+#: Keys that the file may not have beside another of the same section.
+ALTERNATIVES = re.compile(r"^(token_env|key|kid) = .*\n", re.MULTILINE)
+
+
 def uncommented(tmp_path: Path) -> str:
     path = tmp_path / "bank-config.toml"
-    path.write_text(COMMENTED.sub("", EXAMPLE.read_text()))
+    path.write_text(ALTERNATIVES.sub("", COMMENTED.sub("", EXAMPLE.read_text())))
     path.chmod(0o600)
     return str(path)
 

@@ -561,3 +561,42 @@ def test_alarms_and_refused_deliveries_are_told_to_operators(relay: Relay) -> No
     of_user = ask(relay, NOBODY, "status")
     assert "alarms" not in of_user and "parked_runs" not in of_user
     assert (of_user["outbox"], of_user["parked"]) == (1, 1)
+
+
+# -- whole accounts ---------------------------------------------------------------------------------------------------
+
+
+def test_the_funds_of_whole_accounts_are_told_to_operators_alone(relay: Relay) -> None:
+    put_funds(relay.ledger, "astro", NOBODY, 90_000)
+    open_lien(relay, 10, csu=800, tasks=2)
+    reply = ask(relay, 0, "account_funds", accounts=[["astro", NOBODY], ["nosuch", -1]])
+    astro, nosuch = reply["accounts"]
+    assert (astro["kind"], astro["available_csu"], astro["queued_csu"]) == ("limited", 88_400, 1600)
+    assert (nosuch["kind"], nosuch["available_csu"], nosuch["read_at"]) == (None, None, 0)
+    assert ask(relay, BIN, "account_funds", accounts=[["astro", -1]])["ok"]
+    assert ask(relay, NOBODY, "account_funds", accounts=[["astro", -1]])["error"] == "denied"
+    for wrong in (None, [], ["astro"], [["astro"]], [["astro", "1"]], [["", 1]], [["a", -2]]):
+        assert ask(relay, 0, "account_funds", accounts=wrong)["error"] == "bad_request"
+
+
+def test_a_bank_that_is_away_is_asked_once_for_all_accounts(relay: Relay) -> None:
+    put_funds(relay.ledger, "astro", NOBODY, 77, read_at=NOW - 3600)
+    put_funds(relay.ledger, "bio", DAEMON, 78, read_at=NOW - 3600)
+    relay.bank.away = True
+    asked = [["astro", NOBODY], ["bio", DAEMON]]
+    reply = ask(relay, 0, "account_funds", accounts=asked)
+    assert [row["available_csu"] for row in reply["accounts"]] == [77, 78]
+    assert relay.bank.asked == [("astro", NOBODY)]
+
+
+def test_an_operator_asks_what_a_job_of_a_user_would_cost_them(relay: Relay) -> None:
+    put_funds(relay.ledger, "astro", NOBODY, 400)
+    asked = {"partition": "main", "num_tasks": 8, "time_limit_min": 60}
+    own = ask(relay, NOBODY, "quote", options=asked)
+    of_user = ask(relay, 0, "quote", options=asked, user="nobody")
+    assert of_user["account"] == "astro"
+    assert (of_user["verdict"], of_user["message"]) == (own["verdict"], own["message"])
+    assert of_user["verdict"] == "refused"
+    assert ask(relay, DAEMON, "quote", options=asked, user="nobody")["error"] == "denied"
+    assert ask(relay, DAEMON, "quote", options=asked, user="daemon")["ok"]
+    assert ask(relay, 0, "quote", options=asked, user="no-such-user")["error"] == "not_found"
