@@ -13,6 +13,7 @@
 #   make sanitize   the plugins under sanitizers and valgrind: all their tests, a million hostile calls (CALLS= SEED=)   (root)
 #   make bench      the budgets of docs/architecture.md, measured
 #   make fidelity   estimates and charges against Slurm itself, over 2,000 random jobs (SEED= JOBS=)           (root)
+#   make reconcile  3,000 runs of every kind, 200 injuries to the books: found, named, repaired (SEED=)         (root)
 #   make faults     the money of a cluster that is broken again and again under load (SEED= SCHEDULES=)        (root)
 
 VENV := .venv
@@ -23,7 +24,7 @@ PARALLEL := -n 2 --dist loadfile
 SETUP_STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plugins install uninstall cluster cluster-stop demo check live test client client-check lint sanitize bench fidelity faults clean
+.PHONY: help setup plugins install uninstall cluster cluster-stop demo check live test client client-check lint sanitize bench fidelity reconcile faults clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -55,7 +56,7 @@ check: setup client-check
 	$(PYTEST) $(PARALLEL) tests/unit tests/server tests/plugins tests/sanitize $(PYTEST_ARGS)
 
 live: setup
-	$(PYTEST) tests/live tests/rig tests/fidelity tests/faults $(PYTEST_ARGS)
+	$(PYTEST) tests/live tests/rig tests/fidelity tests/reconcile tests/faults $(PYTEST_ARGS)
 
 test: check live
 
@@ -80,6 +81,9 @@ bench: setup
 
 fidelity: setup
 	@$(VENV_PYTHON) -m tests.fidelity $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
+
+reconcile: setup
+	@$(VENV_PYTHON) -m tests.reconcile $(if $(SEED),--seed $(SEED))
 
 faults: setup
 	@$(VENV_PYTHON) -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(SCHEDULES),--schedules $(SCHEDULES))
