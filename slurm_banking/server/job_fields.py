@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import math
 import threading
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Optional
 
@@ -130,26 +131,54 @@ def validated_job(data: Any) -> dict[str, Any]:
         raise serializers.ValidationError({"non_field_errors": error.detail}) from None
 
 
+#: What a row on the wire is made from.
+ROW_FIELDS = (
+    "jobslurmid",
+    "submitdate",
+    "startdate",
+    "enddate",
+    "user__cluster_uid",
+    "account__name",
+    "amount_csu",
+    "jobstatus",
+    "partition",
+    "qos",
+    "nodes",
+    "num_cpus",
+    "num_req_nodes",
+    "num_alloc_nodes",
+    "raw_time",
+    "cpu_time",
+)
+
+
+def row_on_the_wire(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``row``: the values of :data:`ROW_FIELDS`, by their names."""
+    return {
+        "jobslurmid": row["jobslurmid"],
+        "submitdate": _iso(row["submitdate"]),
+        "startdate": _iso(row["startdate"]),
+        "enddate": _iso(row["enddate"]),
+        "userid": row["user__cluster_uid"],
+        "accountid": row["account__name"],
+        "amount": format_su(row["amount_csu"]),
+        "jobstatus": row["jobstatus"],
+        "partition": row["partition"],
+        "qos": row["qos"],
+        "nodes": [{"name": name} for name in row["nodes"]],
+        "num_cpus": row["num_cpus"],
+        "num_req_nodes": row["num_req_nodes"],
+        "num_alloc_nodes": row["num_alloc_nodes"],
+        "raw_time": row["raw_time"],
+        "cpu_time": row["cpu_time"],
+    }
+
+
 def job_on_the_wire(job: Job) -> dict[str, Any]:
     """``job.user`` and ``job.account`` are read: select them along."""
-    return {
-        "jobslurmid": job.jobslurmid,
-        "submitdate": _iso(job.submitdate),
-        "startdate": _iso(job.startdate),
-        "enddate": _iso(job.enddate),
-        "userid": job.user.cluster_uid,
-        "accountid": job.account.name,
-        "amount": format_su(job.amount_csu),
-        "jobstatus": job.jobstatus,
-        "partition": job.partition,
-        "qos": job.qos,
-        "nodes": [{"name": name} for name in job.nodes],
-        "num_cpus": job.num_cpus,
-        "num_req_nodes": job.num_req_nodes,
-        "num_alloc_nodes": job.num_alloc_nodes,
-        "raw_time": job.raw_time,
-        "cpu_time": job.cpu_time,
-    }
+    row = {name: getattr(job, name) for name in ROW_FIELDS if "__" not in name}
+    row["user__cluster_uid"], row["account__name"] = job.user.cluster_uid, job.account.name
+    return row_on_the_wire(row)
 
 
 def _iso(date: Optional[datetime.datetime]) -> Optional[str]:

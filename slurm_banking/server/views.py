@@ -31,7 +31,12 @@ from rest_framework.views import APIView, exception_handler
 
 from slurm_banking.amounts import MAX_WIRE_CSU, format_su, parse_su
 from slurm_banking.server import operations, portal_compat
-from slurm_banking.server.job_fields import job_on_the_wire, validated_job
+from slurm_banking.server.job_fields import (
+    ROW_FIELDS,
+    job_on_the_wire,
+    row_on_the_wire,
+    validated_job,
+)
 from slurm_banking.server.middleware import portal_page
 from slurm_banking.server.models import (
     Account,
@@ -98,9 +103,11 @@ class BankView(APIView):
 
 
 class Pages(PageNumberPagination):
-    """``page`` only: the portal ignores ``page_size``, and so do its clients."""
+    """``page_size`` is ours: the portal ignores it, and gives 100 rows."""
 
     page_size = 100
+    page_size_query_param = None if _PORTAL else "page_size"
+    max_page_size = 1000
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------------
@@ -137,12 +144,11 @@ class Jobs(BankView):
             amount_csu=Coalesce(Sum("amount_csu"), 0),
             cpu_time=Coalesce(Sum("cpu_time"), 0.0, output_field=FloatField()),
         )
-        ordered = jobs.select_related("user", "account").order_by(
-            F("startdate").asc(nulls_last=True), "id"
-        )
+        ordered = jobs.order_by(F("startdate").asc(nulls_last=True), "id").values(*ROW_FIELDS)
+        ordered.count = lambda: totals["count"]  # known by now; the paginator would ask again
         pages = Pages()
         page = pages.paginate_queryset(ordered, request, view=self)
-        body = pages.get_paginated_response([job_on_the_wire(job) for job in page]).data
+        body = pages.get_paginated_response([row_on_the_wire(row) for row in page]).data
         body["total_amount"] = float(Decimal(totals["amount_csu"]).scaleb(-2))
         body["total_cpu_time"] = totals["cpu_time"]
         return Response(body)

@@ -353,7 +353,9 @@ def test_list_has_pages_of_100_and_totals_over_all_of_them(bank: RunningBank) ->
             sent = job(bank.fresh("j"), account, "0.03", cpu_time=0.5)
             assert session.post(bank.url + "jobs/", json=sent, timeout=30).status_code == 201
             assert number < 103
-    first = bank.get("jobs/", account=account.name, page_size=5)
+    assert len(bank.get("jobs/", account=account.name, page_size=5)["results"]) == 5
+    assert len(bank.get("jobs/", account=account.name, page_size=5000)["results"]) == 103
+    first = bank.get("jobs/", account=account.name)
     assert (first["count"], len(first["results"]), first["previous"]) == (103, 100, None)
     assert (first["total_amount"], first["total_cpu_time"]) == (3.09, 51.5)
     forged = bank.request("GET", f"jobs/?account={account.name}", headers={"Host": "not a host"})

@@ -20,6 +20,7 @@ def _get_kwargs(
     max_amount: Union[Unset, str] = UNSET,
     start_time: Union[Unset, int] = UNSET,
     end_time: Union[Unset, int] = UNSET,
+    page_size: Union[Unset, int] = UNSET,
 ) -> dict[str, Any]:
 
     params: dict[str, Any] = {}
@@ -32,6 +33,7 @@ def _get_kwargs(
     params["max_amount"] = max_amount
     params["start_time"] = start_time
     params["end_time"] = end_time
+    params["page_size"] = page_size
     params = {k: v for k, v in params.items() if v is not UNSET and v is not None}
 
     _kwargs: dict[str, Any] = {
@@ -107,6 +109,7 @@ def sync_detailed(
     max_amount: Union[Unset, str] = UNSET,
     start_time: Union[Unset, int] = UNSET,
     end_time: Union[Unset, int] = UNSET,
+    page_size: Union[Unset, int] = UNSET,
 ) -> Response[Union[ErrorDetail, JobPage, Union["ValidationErrors", list[Any]]]]:
     """List jobs, with totals over all pages.
 
@@ -125,6 +128,7 @@ def sync_detailed(
         max_amount (Union[Unset, str]):
         start_time (Union[Unset, int]):
         end_time (Union[Unset, int]):
+        page_size (Union[Unset, int]):
 
     Raises:
         requests.RequestException: no complete answer came.
@@ -144,6 +148,7 @@ def sync_detailed(
             max_amount=max_amount,
             start_time=start_time,
             end_time=end_time,
+            page_size=page_size,
         )
     )
     try:
@@ -171,6 +176,7 @@ def sync(
     max_amount: Union[Unset, str] = UNSET,
     start_time: Union[Unset, int] = UNSET,
     end_time: Union[Unset, int] = UNSET,
+    page_size: Union[Unset, int] = UNSET,
 ) -> Optional[Union[ErrorDetail, JobPage, Union["ValidationErrors", list[Any]]]]:
     """List jobs, with totals over all pages.
 
@@ -189,6 +195,7 @@ def sync(
         max_amount (Union[Unset, str]):
         start_time (Union[Unset, int]):
         end_time (Union[Unset, int]):
+        page_size (Union[Unset, int]):
 
     Raises:
         requests.RequestException: no complete answer came.
@@ -208,4 +215,5 @@ def sync(
         max_amount=max_amount,
         start_time=start_time,
         end_time=end_time,
+        page_size=page_size,
     ).parsed
