@@ -70,6 +70,7 @@ def _run(args: argparse.Namespace, config_path: str, socket_path: str) -> int:
     config = configuration.load(config_path, in_slurmctld=False)
     cluster = cluster_name(config.path)
     become_slurm_user(config)
+    os.chdir("/")  # Slurm's commands fail where their user may not be
     os.umask(0o077)
     os.nice(_NICE)
     state_dir = config.ledger.state_dir
