@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import argparse
 
+from slurm_banking.cli.words import second_word
+
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """The words after ``slurm-banking ledger``."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
-        made = actions.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
-        )
-        made.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="for scripts"
-        )
+        made = second_word(actions, name, text)
         made.add_argument(
             "--config",
             metavar="PATH",

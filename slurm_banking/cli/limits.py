@@ -5,23 +5,15 @@ from __future__ import annotations
 
 import argparse
 
+from slurm_banking.cli.words import second_word
+
 
 def add_parser(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """The words after ``slurm-banking limits``."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = actions.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            parents=[common],
-            allow_abbrev=False,
-        )
-        made.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="for scripts"
-        )
-        return made
+        return second_word(actions, name, text, common)
 
     verify = action("verify", "whether such limits would hold; exit status 0, 1, or 3")
     plan = action("plan", "the limits that balances come to, and the commands that set them")

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from slurm_banking.amounts import parse_su
 from slurm_banking.cli.text import ago, local, su, table
+from slurm_banking.cli.words import second_word
 
 Answer = Mapping[str, Any]
 
@@ -28,20 +29,9 @@ def add_options(
     verbs = parser.add_subparsers(metavar="[VERB]", title="verbs")
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = verbs.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            parents=[common],
-            allow_abbrev=False,
-        )
+        amounts = "for scripts: amounts in hundredths of an SU"
+        made = second_word(verbs, name, text, common, json_help=amounts)
         made.set_defaults(run=commands[name])
-        made.add_argument(
-            "--json",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="for scripts: amounts in hundredths of an SU",
-        )
         return made
 
     made = verb("retry", "send again what the bank refused, once the cause is mended")

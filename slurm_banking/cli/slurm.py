@@ -5,22 +5,15 @@ from __future__ import annotations
 
 import argparse
 
+from slurm_banking.cli.words import second_word
+
 
 def add_parser(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """The words after ``slurm-banking slurm``."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = verbs.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            parents=[common],
-            allow_abbrev=False,
-        )
-        made.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="for scripts"
-        )
+        made = second_word(verbs, name, text, common)
         made.add_argument(
             "--url",
             metavar="URL",

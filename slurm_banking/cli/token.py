@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from slurm_banking.cli.program import NO, OK, UNAVAILABLE, USAGE, CommandError
+from slurm_banking.cli.words import second_word
 from slurm_banking.errors import SlurmUnavailable
 
 if TYPE_CHECKING:
@@ -116,13 +117,7 @@ def add_jwks_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _action(actions: Any, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = actions.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. {more}".rstrip(),
-        allow_abbrev=False,
-    )
-    made.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for scripts")
+    made = second_word(actions, name, text, more=more)
     made.add_argument(
         "--config",
         metavar="PATH",
