@@ -36,6 +36,13 @@ LOOK_S = 6 * 3600.0
 _NICE = 10
 _MAX_BYTES = 1_000_000
 _ROOT = Path(__file__).resolve().parents[2]
+#: Neither the environment nor the directory that the relay was started in has a say in what is imported.
+_START = """\
+import sys
+sys.path.insert(0, sys.argv[1])
+from slurm_banking.relay import books
+sys.exit(books.main(*sys.argv[2:]))
+"""
 
 
 class LookFailed(BankingError):
@@ -60,7 +67,7 @@ class Books:
         self._command = (
             list(command)
             if command is not None
-            else [sys.executable, "-m", "slurm_banking.relay.books", config_path, cluster]
+            else [sys.executable, "-I", "-c", _START, str(_ROOT), config_path, cluster]
         )
         self._started = started
         self._clock = clock
@@ -162,14 +169,12 @@ class Books:
             log.warning("books_not_kept path=%s problem=%s", path, error.strerror)
 
     def _run(self, stop: threading.Event) -> Optional[Dict[str, Any]]:
-        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
         try:
             process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=environment,
                 close_fds=True,
             )
         except OSError as error:
@@ -265,6 +270,3 @@ def main(config_path: str, cluster: str) -> int:
 
 
 __all__ = ["FILE_NAME", "POLL_S", "Books", "LookFailed", "summary"]
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2]))

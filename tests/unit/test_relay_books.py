@@ -215,3 +215,17 @@ def test_the_process_that_looks_says_in_one_line_why_it_cannot(
     assert books.main(str(tmp_path / "bank-config.toml"), "c") == 1
     out, err = capfd.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and "token" in err
+
+
+def test_neither_environment_nor_directory_steers_the_process_that_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "slurm_banking"
+    other.mkdir()
+    for path in (other / "__init__.py", tmp_path / "json.py"):
+        path.write_text('raise SystemExit("steered")\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    looking = books.Books("c", str(tmp_path / "bank-config.toml"), 0.0)
+    with pytest.raises(books.LookFailed, match="bank-config.toml: cannot be"):
+        looking._run(threading.Event())
