@@ -38,7 +38,9 @@ ONLY_AT_BANK = (
     "the ledger was lost, and slurmdbd has no record of it, or not its comment, to rebuild it from"
 )
 OTHER_TIMES = "slurmdbd has other times than slurmctld's log and the job itself"
-REASONS = (NO_START, NO_END, NO_RECORD, LOST_BY_SLURM, ONLY_AT_BANK, OTHER_TIMES)
+#: slurmctld took it for waiting when it came back, and told slurmdbd so at the next restart.
+NO_CPUS = "slurmdbd has its times, and no longer what was allocated to it"
+REASONS = (NO_START, NO_END, NO_RECORD, LOST_BY_SLURM, ONLY_AT_BANK, OTHER_TIMES, NO_CPUS)
 
 #: The state of a run that slurmctld does not know any more, and of which nobody told the end.
 LOST_STATE = "LOST"
@@ -387,6 +389,9 @@ class Judge:
         if row is not None and start_is_lost(row):
             seen = self._as_witnessed(run["job_id"], row, run["charge_csu"])
             return NO_START if seen else ""
+        if row is not None and "cpu=" not in row["AllocTRES"]:
+            same = self._costs_as_asked(key, row, run["user_id"], run["charge_csu"])
+            return NO_CPUS if same else ""
         start, end = run["start_time"], run["end_time"]
         if not self.witness.saw(run["job_id"], start, end):
             return ""
@@ -407,7 +412,11 @@ class Judge:
     def _completes(self, key: Key, user_id: int, csu: int) -> bool:
         """By slurmdbd's times and what its user asked for: the same, to the hundredth?"""
         row = self._partial.get(key)
-        if row is None or not (row["Start"].isdigit() and row["End"].isdigit()):
+        return row is not None and self._costs_as_asked(key, row, user_id, csu)
+
+    def _costs_as_asked(self, key: Key, row: Row, user_id: int, csu: int) -> bool:
+        """By a row's times, and the CPUs and the partition that its user asked for."""
+        if not (row["Start"].isdigit() and row["End"].isdigit()):
             return False
         for job in (key[0], base_id(row["JobID"])):
             for _, at, cpus, partition in self._asked.get(job, ()):

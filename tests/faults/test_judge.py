@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.judge import (
     LOST_BY_SLURM,
+    NO_CPUS,
     NO_END,
     NO_RECORD,
     NO_START,
@@ -368,6 +369,16 @@ def test_a_run_that_bank_and_slurmdbd_agree_on_may_miss_in_a_rebuilt_ledger() ->
     assert "lost" in found(other)
     assert "lost" in found(judge(books(rows, runs, [at_bank(1), at_bank(7)])))
     assert "lost" in found(judge(books(rows, runs, [at_bank(1)], ledger_lost=True)))
+
+
+def test_a_run_whose_cpus_slurmdbd_lost_costs_what_was_asked_for() -> None:
+    without = row(1, AllocTRES="billing=1", State="CANCELLED")
+    asked = [[1, float(SUBMIT), 1, "main"]]
+    verdict = judge(books([without], [run(1)], [at_bank(1)], asked=asked))
+    assert reasons(verdict) == [NO_CPUS] and verdict.good
+    assert "drift" in found(judge(books([without], [run(1)], [at_bank(1)])))
+    other = [[1, float(SUBMIT), 2, "main"]]
+    assert "drift" in found(judge(books([without], [run(1)], [at_bank(1)], asked=other)))
 
 
 def test_what_only_the_bank_has_may_be_a_run_whose_start_slurmdbd_never_got() -> None:
