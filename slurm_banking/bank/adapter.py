@@ -91,6 +91,9 @@ class Bank:
 
     def start(self, run: LedgerRun, amount_csu: int) -> Acknowledgement:
         """Record the start, without an end date. "Already exists" is a result: it is this run's row, or another's."""
+        known = self._as_first_run(run)
+        if known is not None:
+            return Acknowledgement(known.held_csu, known.bank_job_id, "was there already")
         counted_csu = amount_csu if self._start_counts(run.account, run.start_time) else 0
         note = ""
         for bank_job_id in self._ids(run):
@@ -191,8 +194,24 @@ class Bank:
         first = wire.default_job_id(run, self._job_id_format, self._cluster)
         return [first, wire.other_job_id(first, run)]
 
+    def _as_first_run(self, run: LedgerRun) -> Optional[BankRun]:
+        """Its row under the id that it got as the first run of a job id that was given again.
+
+        slurmdbd alone cannot tell such a run from a restart, so that a ledger made anew may count one where there was none.
+        """
+        if run.bank_job_id is not None or run.restart_count <= 0:
+            return None
+        first = wire.default_job_id(
+            replace(run, restart_count=0), self._job_id_format, self._cluster
+        )
+        row = self._get(wire.other_job_id(first, run), run)
+        return row if row is not None and row.is_of(run) else None
+
     def _locate(self, run: LedgerRun) -> Tuple[str, Optional[BankRun], str]:
         """The run's id at the bank, its row if it has one, and a note if its own id is another's."""
+        known = self._as_first_run(run)
+        if known is not None:
+            return known.bank_job_id, known, ""
         note = ""
         for bank_job_id in self._ids(run):
             row = self._get(bank_job_id, run)

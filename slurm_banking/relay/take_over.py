@@ -22,7 +22,7 @@ from slurm_banking.ledger import Ledger, Transaction
 from slurm_banking.reconcile.compare import RowNames
 from slurm_banking.records import Run
 from slurm_banking.relay.sweep import ACTOR
-from slurm_banking.slurm.squeue import QueueSnapshot
+from slurm_banking.slurm.squeue import QueueSnapshot, is_started
 from slurm_banking.tres import Tres
 
 log = logging.getLogger("slurm_banking.relay")
@@ -62,13 +62,14 @@ def take_over(
         return None
     since, until = (int(text) for text in wanted.split(":"))
     names = RowNames(config.api.job_id_format, ledger.cluster)
-    queued = {(job.job_id, job.submit_time) for job in snapshot.jobs}
+    # Of a job that waits by the queue the bank may have a run: slurmctld forgot its start.
+    running = {(job.job_id, job.submit_time) for job in snapshot.jobs if is_started(job)}
     found: List[Run] = []
     rows: Dict[Tuple[int, int], BankRun] = {}
     try:
         for row in bank().open_runs(since=since, until=until):
             run = _as_run(row, names.job_id(row.bank_job_id), ledger.cluster)
-            if run is not None and (run.job_id, run.submit_time) not in queued:
+            if run is not None and (run.job_id, run.submit_time) not in running:
                 found.append(run)
                 rows[run.job_id, run.submit_time] = row
     except NoListing as error:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from slurm_banking.ledger.rows import LedgerRun
+from slurm_banking.relay import books
 from tests.live.test_disaster import end_relay, start_relay
 from tests.rig.banked import BankedCluster
 from tests.rig.cluster import wait_until
@@ -191,9 +192,10 @@ def test_one_of_each_injury_is_repaired_and_the_second_look_finds_nothing(
 
 
 def test_the_relays_own_look_runs_as_it_is_installed(site: BankedCluster) -> None:
+    library = str(site.stage_dir / "lib")
     done = subprocess.run(
-        ["/usr/bin/python3", "-m", "slurm_banking.relay.books", str(site.bank_config), site.cluster_name],
-        env={**site.env(), "PYTHONPATH": str(site.stage_dir / "lib")},
+        ["/usr/bin/python3", "-I", "-c", books._START, library, str(site.bank_config), site.cluster_name],
+        env=site.env(),
         user="slurm", group="slurm", extra_groups=[], capture_output=True, text=True, timeout=60, cwd="/",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

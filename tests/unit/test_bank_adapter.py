@@ -141,6 +141,25 @@ def test_a_reused_job_id_goes_under_an_id_of_its_own(
     assert bank.find_run(RUNNING).bank_job_id == told.bank_job_id  # type: ignore[union-attr]
 
 
+def test_a_restart_that_a_rebuilt_ledger_made_up_is_found_under_the_id_of_a_first_run(
+    portal: Portal,
+) -> None:
+    """slurmdbd has a requeued job, whose end slurmctld forgot, and the next one of that id as runs of one job."""
+    before = a_ledger_run(
+        submit_time=RUNNING.submit_time - 100, start_time=RUNNING.submit_time - 90
+    )
+    bank_of(portal).start(before, 50)
+    told = bank_of(portal).start(RUNNING, 100)
+    assert told.bank_job_id == f"7-{RUNNING.submit_time}"
+    rebuilt = replace(RUNNING, restart_count=1)
+    assert bank_of(portal).start(rebuilt, 100).bank_job_id == told.bank_job_id
+    found = bank_of(portal).find_run(rebuilt)
+    assert found is not None and found.bank_job_id == told.bank_job_id
+    ended = a_ledger_run(restart_count=1)
+    assert bank_of(portal).end(ended).bank_job_id == told.bank_job_id
+    assert sorted(portal.jobs) == ["7", told.bank_job_id]
+
+
 def test_an_end_alone_never_overwrites_another_jobs_row(portal: Portal) -> None:
     bank = bank_of(portal)
     bank.end(a_ledger_run(submit_time=SUBMITTED - 5000, charge_csu=70))

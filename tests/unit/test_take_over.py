@@ -143,6 +143,16 @@ def test_what_the_queue_has_is_not_taken_from_the_bank(site: Site) -> None:
     assert not site.runs()
 
 
+def test_of_a_job_that_waits_by_the_queue_the_bank_may_have_a_run(site: Site) -> None:
+    """slurmctld forgot its start; cancelled before it starts again, it would be held at the bank for ever."""
+    waiting = a_job(submit_time=SUBMIT)
+    assert take(site, Bank(ROW), HAS_IT, waiting) == 1
+    assert (the_run(site).state, the_run(site).bank_csu) == ("running", 12_000)
+    for _ in range(4):
+        site.see(after_s=sweep.LOST_S)
+    assert (the_run(site).state, the_run(site).charge_csu) == ("ended", 0)
+
+
 def test_it_is_taken_once(site: Site) -> None:
     assert take(site, Bank(ROW)) == 1
     assert take(site, Bank(ROW)) is None
