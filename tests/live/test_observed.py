@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,9 @@ def test_counts_go_on_when_slurmctld_is_killed_reconfigured_and_its_ledger_lost(
     site.settle()
     created = site.counted().created
     before = site.assert_counted_as_logged()
+    time.sleep(
+        6
+    )  # it saves what it knows every five seconds; what a kill makes it forget is for the fault tests
     site.restart_slurmctld(kill=True)
     site.sbatch("sb-alice", "--time=1", script="true")
     site.reconfigure()
