@@ -142,7 +142,12 @@ class Bank:
             job = self._transport.call(retrieve_job.sync_detailed, Job, bank_job_id)
         except NotFound:
             return None
-        return _same_id(wire.row_from_wire(job), bank_job_id)
+        row = wire.row_from_wire(job)
+        if row.bank_job_id != bank_job_id:
+            raise BankUnavailable(
+                f"asked for job {bank_job_id}, the bank answered about another", answered=True
+            )
+        return row
 
     def strike_row(self, row: BankRun) -> None:
         """A row that is no run's: it counts nothing from now on. It keeps its user and account, which no bank changes."""
@@ -223,11 +228,9 @@ class Bank:
         )
 
     def _get(self, bank_job_id: str, run: LedgerRun) -> Optional[BankRun]:
-        try:
-            job = self._transport.call(retrieve_job.sync_detailed, Job, bank_job_id)
-        except NotFound:
+        row = self.row(bank_job_id)
+        if row is None:
             return None
-        row = _same_id(wire.row_from_wire(job), bank_job_id)
         held_csu, doubt = self._held(row, run)
         return replace(row, held_csu=held_csu, doubt=doubt)
 
@@ -277,14 +280,6 @@ class Bank:
 
 def _inside(period: Period, start: int, end: int) -> bool:
     return start >= period.start_low and (period.end_low is None or end <= period.end_low)
-
-
-def _same_id(row: BankRun, bank_job_id: str) -> BankRun:
-    if row.bank_job_id != bank_job_id:
-        raise BankUnavailable(
-            f"asked for job {bank_job_id}, the bank answered about another", answered=True
-        )
-    return row
 
 
 def _taken(row: BankRun) -> str:

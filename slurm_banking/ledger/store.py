@@ -37,8 +37,8 @@ _SCHEMA = Path(__file__).with_name("schema.sql")
 BUSY_TIMEOUT_SLURMCTLD_MS = 20
 BUSY_TIMEOUT_RELAY_MS = 2000
 
-#: Milliseconds that a thread waits for others of its own process, at least. They hold the ledger for a fraction of one each;
-#: with a question to the relay before it, a submission stays within its 250 ms.
+#: Milliseconds that a thread waits for others of its own process, at least; a submission that asks the relay may, before and
+#: after. They have the ledger for a fraction of one each, so that this is for crowds: up to 22.05 slurmctld lets in one at a time.
 OWN_THREADS_MS = 150
 
 #: Who may not wait for longer than this looks about every millisecond whether another process has let go. Left alone SQLite

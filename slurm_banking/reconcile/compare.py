@@ -445,12 +445,17 @@ class RowNames:
             elif name:
                 pattern += self._FIELDS[name]
         # A later run of a requeued job; a run whose own id was taken.
-        self._pattern = re.compile(rf"{pattern}(?:-r\d+)?(?:-\d+)?", re.ASCII)
+        self._pattern = re.compile(rf"{pattern}(?:-r(?P<restart>\d{{1,9}}))?(?:-\d+)?", re.ASCII)
 
     def job_id(self, bank_job_id: str) -> Optional[int]:
         """None: not an id that this cluster gives."""
         match = self._pattern.fullmatch(bank_job_id)
         return int(match["job"]) if match and len(match["job"]) <= 18 else None
+
+    def restart_count(self, bank_job_id: str) -> int:
+        """Where the id says it behind a format without ``{restart}``; else 0."""
+        match = self._pattern.fullmatch(bank_job_id)
+        return int(match["restart"] or 0) if match else 0
 
 
 def owner_of(row: BankRun, known: Sequence[RunGlance]) -> Optional[RunGlance]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs that the bank has as running and that a ledger made anew does not know.
 
-They began before the ledger was lost. Slurm's queue does not have them any more, or the rebuilding would have taken them
-over; and slurmdbd has no end of them that names our token, or they would be charged: slurmctld was killed before it had told
+They began before the ledger was lost. Slurm's queue does not have them, or has their job as one that waits: else the
+rebuilding would have taken them over. And slurmdbd has no end of them that names our token, or they would be charged: slurmctld was killed before it had told
 all of it. Left alone, the bank would hold their estimates for ever. As runs of the ledger they end like any other that
 slurmctld forgot (:func:`slurm_banking.relay.sweep.confirm_and_sweep`), and the bank is told.
 
@@ -13,7 +13,6 @@ share the bank.
 from __future__ import annotations
 
 import logging
-import re
 from typing import Callable, Dict, FrozenSet, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from slurm_banking.bank import BankRun, NoListing
@@ -68,7 +67,7 @@ def take_over(
     rows: Dict[Tuple[int, int], BankRun] = {}
     try:
         for row in bank().open_runs(since=since, until=until):
-            run = _as_run(row, names.job_id(row.bank_job_id), ledger.cluster)
+            run = _as_run(row, names, ledger.cluster)
             if run is not None and (run.job_id, run.submit_time) not in running:
                 found.append(run)
                 rows[run.job_id, run.submit_time] = row
@@ -94,20 +93,20 @@ def take_over(
     return taken
 
 
-def _as_run(row: BankRun, job_id: Optional[int], cluster: str) -> Optional[Run]:
+def _as_run(row: BankRun, names: RowNames, cluster: str) -> Optional[Run]:
     """None: a node's report, which holds nothing; or not a run as we tell them."""
+    job_id, restart_count = names.job_id(row.bank_job_id), names.restart_count(row.bank_job_id)
     if job_id is None or row.told_by_node or row.end_time is not None:
         return None
     if row.submit_time is None or row.start_time is None:
         return None
     if not (row.user_id.isascii() and row.user_id.isdigit()):
         return None
-    again = re.search(r"-r(\d{1,9})(?:-\d+)?$", row.bank_job_id)
     return Run(
         cluster=cluster,
         job_id=job_id,
         submit_time=row.submit_time,
-        restart_count=int(again[1]) if again else 0,
+        restart_count=restart_count,
         user_id=int(row.user_id),
         account=row.account,
         partition=row.partition,

@@ -534,8 +534,11 @@ class Judge:
         )
 
     def _lost_with_the_ledger(self, job_id: int, row: Mapping[str, Any]) -> bool:
-        """Where slurmctld never told slurmdbd its comment, slurmdbd and the bank agree on what it cost."""
-        if not self.books.ledger_lost:
+        """Where slurmctld never told slurmdbd its comment, slurmdbd and the bank agree on what it cost.
+
+        A row without an end is no such run: the relay takes those over, and ends them.
+        """
+        if not self.books.ledger_lost or row["end_time"] is None:
             return False
         key = job_id, row["submit_time"]
         known = self._rows.get(key)

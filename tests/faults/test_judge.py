@@ -371,6 +371,16 @@ def test_a_run_that_bank_and_slurmdbd_agree_on_may_miss_in_a_rebuilt_ledger() ->
     assert "lost" in found(judge(books(rows, runs, [at_bank(1)], ledger_lost=True)))
 
 
+def test_what_never_ends_at_the_bank_is_not_explained_by_a_lost_ledger() -> None:
+    """Its estimate is counted there for ever."""
+    seen = log(7, START, START + 10)
+    open_row = at_bank(7, end_time=None)
+    verdict = judge(
+        books([row(1)], [run(1)], [at_bank(1), open_row], slurmctld_log=seen, ledger_lost=True)
+    )
+    assert "lost" in found(verdict)
+
+
 def test_a_run_whose_cpus_slurmdbd_lost_costs_what_was_asked_for() -> None:
     without = row(1, AllocTRES="billing=1", State="CANCELLED")
     asked = [[1, float(SUBMIT), 1, "main"]]
