@@ -57,7 +57,7 @@ from slurm_banking.reconcile.findings import (
     Finding,
 )
 from slurm_banking.records import Run
-from slurm_banking.slurm.sacct import Accounting
+from slurm_banking.slurm.accounting import Runs
 
 #: Rows that a window should have.
 WINDOW_ROWS = 20_000
@@ -193,7 +193,7 @@ Progress = Callable[[Report], None]
 def reconcile(
     ledger: Ledger,
     config: Config,
-    accounting: Accounting,
+    accounting: Runs,
     bank: ComparedBank,
     *,
     since: int,
@@ -233,7 +233,7 @@ class _Comparison:
         self,
         ledger: Ledger,
         config: Config,
-        accounting: Accounting,
+        accounting: Runs,
         bank: ComparedBank,
         report: Report,
         should_stop: Callable[[], bool],

@@ -102,7 +102,7 @@ def rebuild(
     report.problems = swept.problems + window.problems
     _ask_bank(ledger, bank, report, bank_budget_s, clock)
     with ledger.transaction() as tx:
-        take_over.want(tx, since, int(now) + 1)
+        take_over.want(tx, since, int(now) + 1, ended=window.earlier > 0)
         tx.set_meta("complete", "1")
     report.complete = True
     log.info("%s", report.line())

@@ -157,6 +157,9 @@ class WindowReport:
     read: int = 0
     charged: int = 0  #: runs that had left no record
     voided: int = 0
+    earlier: int = (
+        0  #: runs that were over before there was this ledger, and were another's by their tokens
+    )
     drift: List[str] = field(default_factory=list)  #: ended runs that slurmdbd tells otherwise
     rescanned: int = 0  #: marks settled
     until: int = 0  #: everything that ended before is settled
@@ -251,7 +254,7 @@ def confirm_and_sweep(
         ledger, config, sacct, gone, missing, len(view.liens), state, now, force, report
     )
     if settled:
-        _end_lost(ledger, snapshot, gone, state, now, force, report)
+        _end_lost(ledger, config, snapshot, sacct, gone, state, now, force, report)
     state.taken_at = snapshot.taken_at
     state.boot_time = snapshot.boot_time
     if report.alarm:
@@ -893,7 +896,9 @@ def _ask_accounting(
 
 def _end_lost(
     ledger: Ledger,
+    config: Config,
     snapshot: QueueSnapshot,
+    sacct: Accounting,
     gone: Sequence[LedgerRun],
     state: SweepState,
     now: float,
@@ -902,10 +907,12 @@ def _end_lost(
 ) -> None:
     """End the runs that slurmctld forgot: killed before it had saved or told them, it does not know them any more.
 
-    Nobody will tell their end, and nobody knows how long they were on their nodes: nothing is charged. As evidence,
-    slurmdbd has answered for LOST_S that it knows no end of them (it has no row, or one that sacctmgr calls runaway); and
-    slurmctld was restarted since they began, or they must have ended a day ago by their limit. Without either, it has for
-    LOST_ANYHOW_S. Should it tell one later, that is charged.
+    As evidence, slurmdbd has answered for LOST_S that it knows no end of them (it has no row, or one that sacctmgr calls
+    runaway); and slurmctld was restarted since they began, or they must have ended a day ago by their limit. Without
+    either, it has for LOST_ANYHOW_S. Should it tell one later, that is charged.
+
+    If slurmdbd never got their start, and has their times alone, those are charged, in the partition that is known here.
+    Of the others nobody will tell the end, and nobody knows how long they were on their nodes: nothing is charged.
     """
     lost = [
         run
@@ -919,6 +926,12 @@ def _end_lost(
             now,
         )
     ]
+    if lost:
+        try:
+            lost = _end_by_times(ledger, config, sacct, lost, state, report)
+        except SlurmUnavailable as error:
+            _problem(state, report, f"accounting_unavailable {error}")
+            return
     if len(lost) > MANY_LIENS and not force:
         report.alarm = report.alarm or (
             f"{len(lost)} running jobs are not in Slurm's queue, and accounting has no end of them; none was ended. Look, then: "
@@ -937,6 +950,60 @@ def _end_lost(
     _write(ledger, lost, end)
     for run in lost:
         state.endless_since.pop(run.run_id, None)
+
+
+def _end_by_times(
+    ledger: Ledger,
+    config: Config,
+    sacct: Accounting,
+    lost: Sequence[LedgerRun],
+    state: SweepState,
+    report: SweepReport,
+) -> List[LedgerRun]:
+    """Charge those of which slurmdbd has start and end, and not what it would have got with the start; the others.
+
+    :raises SlurmUnavailable: nothing was written.
+    """
+    rows = sacct.rows_by_key(sorted({run.job_id for run in lost}))
+    told: List[Tuple[LedgerRun, Run]] = []
+    for run in lost:
+        row = rows.get((run.job_id, run.submit_time))
+        if row is not None and not row.whole and row.run.started and row.run.end_time is not None:
+            told.append((run, row.run))
+
+    def end(tx: Transaction, item: Tuple[LedgerRun, Run]) -> None:
+        run, times = item
+        current = tx.run(run.run_id)
+        if current is None or current.state != "running":
+            return
+        whole = replace(
+            times,
+            user_id=run.user_id,
+            user_name=run.user_name,
+            account=run.account,
+            partition=run.partition,
+            qos=run.qos,
+            restart_count=run.restart_count,
+            time_limit_min=run.time_limit_min,
+            cpus=times.tres.cpus or run.cpus,
+            tres=times.tres if times.tres.cpus else Tres(cpus=run.cpus),
+            array_job_id=run.array_job_id,
+            array_task_id=run.array_task_id,
+        )
+        if _end_from_accounting(tx, config, whole, state, report.problems):
+            log.warning(
+                "run_ended_by_times job_id=%d submit_time=%d elapsed_s=%d",
+                run.job_id,
+                run.submit_time,
+                times.elapsed_s,
+            )
+            report.ended += 1
+
+    _write(ledger, told, end)
+    ended = {run.run_id for run, _ in told}
+    for run_id in ended:
+        state.endless_since.pop(run_id, None)
+    return [run for run in lost if run.run_id not in ended]
 
 
 def _is_lost(
@@ -1202,6 +1269,7 @@ def _settle_rows(
                     _tell_drift(existing, row, state, report.drift)
                 elif existing is not None or _is_ours(config, row, created):
                     wanted.append(row)
+                    report.earlier += int(existing is None and row.end_time < created)
     unranked = sorted(
         {
             row.job_id

@@ -67,15 +67,21 @@ def only_root() -> FrozenSet[int]:
     return frozenset({0})
 
 
-class Accounting(Protocol):
-    """What the sweep asks of slurmdbd; :class:`Slurmdbd`, or a recording of it. All raise SlurmUnavailable."""
+class Runs(Protocol):
+    """slurmdbd's runs; :class:`Slurmdbd`, or a recording of it. All raise SlurmUnavailable."""
 
     def read_ended_runs(self, since: int, until: int) -> Tuple[Run, ...]: ...
 
     def read_jobs(self, job_ids: Sequence[int]) -> Mapping[int, Tuple[Run, ...]]: ...
 
 
-class AccountingSource(Accounting, Protocol):
+class Accounting(Runs, Protocol):
+    """What the sweep asks of slurmdbd."""
+
+    def rows_by_key(self, job_ids: Sequence[int]) -> Mapping[Tuple[int, int], Row]: ...
+
+
+class AccountingSource(Runs, Protocol):
     """What reconciling asks beyond that."""
 
     def read_window(self, since: int, until: int, *, open_runs: bool = True) -> Iterator[Run]: ...
@@ -139,16 +145,18 @@ class Slurmdbd:
         runs = [run for run in runs if run.end_time is not None and since <= run.end_time < until]
         return tuple(sorted(runs, key=lambda run: (run.end_time or 0, run.job_id, run.submit_time)))
 
-    def submitted(self, job_ids: Sequence[int]) -> FrozenSet[Tuple[int, int]]:
-        """(job id, submit time) of each row of these jobs, also of those that slurmdbd has in part only.
+    def rows_by_key(self, job_ids: Sequence[int]) -> Mapping[Tuple[int, int], Row]:
+        """Each row of these jobs by (job id, submit time), also those that slurmdbd has in part only.
+
+        A run that was resized is several rows here.
 
         :raises SlurmUnavailable: as above.
         """
-        found = set()
+        found = {}
         for first in range(0, len(job_ids), JOBS_PER_CALL):
             for row in self._rows_of(job_ids[first : first + JOBS_PER_CALL]):
-                found.add((row.run.job_id, row.run.submit_time))
-        return frozenset(found)
+                found[row.run.job_id, row.run.submit_time] = row
+        return found
 
     def read_window(self, since: int, until: int, *, open_runs: bool = True) -> Iterator[Run]:
         """Runs that ended in [since, until), in order of their end; then those that had started before ``until`` and have

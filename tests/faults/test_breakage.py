@@ -131,7 +131,8 @@ def test_what_is_killed_is_gone_and_comes_back(site: BreakableCluster, what: str
     (before,) = pids_of(site, what)
     kill9(site, what)
     assert pids_of(site, what) == []
-    assert not Path(f"/proc/{before}").exists()
+    # a dead one's entry stays until its parent, the keeper, has asked for its status
+    wait_until(lambda: not Path(f"/proc/{before}").exists(), 5, f"{what} to leave /proc", 0.02)
     assert restore(site) == ""
     (after,) = pids_of(site, what)
     assert after != before

@@ -86,6 +86,22 @@ def test_an_id_given_again_to_a_task_of_an_array_is_no_restart() -> None:
     assert [run.restart_count for run in sacct(text=text).read_jobs([13])[13]] == [0, 0]
 
 
+def test_a_row_whose_start_slurmdbd_never_got_has_its_times_and_is_no_run() -> None:
+    """As 22.05.8 shows it where slurmctld was killed between a start and its report, and the end was told."""
+    part = (
+        "585~s~585~s~0~s~root~s~fc_alpha~s~~s~Unknown~s~COMPLETED~s~1795297858~s~1795297858~s~1795297868~s~10~s~"
+        "1~s~1~s~billing=1,cpu=1,node=1~s~n1~s~~s~~s~\n"
+    )
+    source = sacct(text=part + record("13", "COMPLETED", 1795261100))
+    assert 585 not in source.read_jobs([13, 585])
+    rows = source.rows_by_key([13, 585])
+    assert sorted(rows) == [(13, 1795261100), (585, 1795297858)]
+    assert rows[13, 1795261100].whole
+    row = rows[585, 1795297858]
+    assert not row.whole
+    assert (row.run.start_time, row.run.end_time, row.run.tres.cpus) == (1795297858, 1795297868, 1)
+
+
 @pytest.mark.parametrize("before", ["REQUEUED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"])
 def test_what_slurm_ran_again_by_itself_is_a_restart(before: str) -> None:
     text = record("13", before, 1795261100) + record("13", "COMPLETED", 1795261200)

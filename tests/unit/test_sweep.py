@@ -22,6 +22,7 @@ from slurm_banking.ledger import Ledger, LedgerRun, Lien
 from slurm_banking.prices import PriceList, Rates
 from slurm_banking.records import UNLIMITED, QueuedJob, Run
 from slurm_banking.relay import sweep
+from slurm_banking.slurm.accounting import Row
 from slurm_banking.slurm.squeue import QueueSnapshot
 from slurm_banking.tokens import Token
 from slurm_banking.tres import Tres, parse_tres
@@ -50,6 +51,7 @@ class Accounting:
 
     def __init__(self) -> None:
         self.rows: list[Run] = []
+        self.parts: list[Run] = []  #: of which slurmdbd never got the start
         self.away = False
         self.asked: list[Any] = []
 
@@ -73,6 +75,14 @@ class Accounting:
             if row.job_id in job_ids or row.array_job_id in job_ids:
                 found[row.job_id] = (*found.get(row.job_id, ()), row)
         return found
+
+    def rows_by_key(self, job_ids: Sequence[int]) -> dict[tuple[int, int], Row]:
+        self._answer(tuple(job_ids))
+        rows = [Row(run=run, whole=True) for run in self.rows]
+        rows += [Row(run=run, whole=False) for run in self.parts]
+        return {
+            (row.run.job_id, row.run.submit_time): row for row in rows if row.run.job_id in job_ids
+        }
 
 
 class Site:

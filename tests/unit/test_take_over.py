@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""After the ledger was lost: what the bank has as running, and neither queue nor slurmdbd explains, ends at the bank, too."""
+"""After the ledger was lost: what the bank has, and neither queue nor slurmdbd explains, is in the ledger again, and ends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slurm_banking.bank import BankRun, NoListing
 from slurm_banking.errors import BankError, BankUnavailable
 from slurm_banking.ledger import LedgerRun
+from slurm_banking.ledger.rows import new_lien_id
 from slurm_banking.records import QueuedJob
 from slurm_banking.relay import sweep
 from slurm_banking.relay.rebuild import rebuild
-from slurm_banking.relay.take_over import META, take_over
+from slurm_banking.relay.take_over import META, WINDOW_S, take_over
+from slurm_banking.slurm.accounting import Row
 from slurm_banking.slurm.squeue import QueueSnapshot
-from tests.unit.test_sweep import Site, a_job, started
+from slurm_banking.tokens import Token
+from slurm_banking.tres import Tres
+from tests.unit.test_sweep import Site, a_job, an_ended, started
 
 SUBMIT, START = 2_000_000_000, 2_000_000_010
 
@@ -40,11 +45,19 @@ ROW = BankRun(
 class Bank:
     def __init__(self, *rows: BankRun, problem: BankError | None = None) -> None:
         self.rows, self.problem, self.asked = rows, problem, 0
+        self.windows: set[tuple[int, int]] = set()
 
     def open_runs(self, *, since: int, until: int) -> Iterator[BankRun]:
         self.asked += 1
         if self.problem is not None:
             raise self.problem
+        yield from (row for row in self._of(since, until) if row.end_time is None)
+
+    def list_runs(self, *, since: int, until: int) -> Iterator[BankRun]:
+        yield from self._of(since, until)
+
+    def _of(self, since: int, until: int) -> Iterator[BankRun]:
+        self.windows.add((since, until))
         yield from (row for row in self.rows if since <= (row.start_time or 0) < until)
 
 
@@ -54,10 +67,11 @@ class Slurmdbd:
     def __init__(self, *rows: tuple[int, int]) -> None:
         self.rows = frozenset(rows)
 
-    def submitted(self, job_ids: Sequence[int]) -> frozenset[tuple[int, int]]:
-        return frozenset(row for row in self.rows if row[0] in job_ids)
+    def rows_by_key(self, job_ids: Sequence[int]) -> dict[tuple[int, int], Row]:
+        return {row: A_PART for row in self.rows if row[0] in job_ids}
 
 
+A_PART = Row(run=an_ended(a_job(submit_time=SUBMIT)), whole=False)
 HAS_IT = Slurmdbd((7, SUBMIT))
 
 
@@ -169,8 +183,138 @@ def test_the_bank_is_asked_again_until_it_answers_and_then_no_more(site: Site) -
             take(site, away)
     there = Bank()
     assert take(site, there) == 0
+    asked = there.asked
     assert take(site, there) is None
-    assert (away.asked, there.asked) == (2, 1)
+    assert (away.asked, there.asked) == (2, asked)
+
+
+def test_an_answer_that_stops_is_gone_on_with_where_it_stopped(site: Site) -> None:
+    """What was read before is written, and not asked for again."""
+
+    class Stops(Bank):
+        def _of(self, since: int, until: int) -> Iterator[BankRun]:
+            if since > START and not self.problem:
+                self.problem = BankUnavailable("no answer")
+                raise self.problem
+            return super()._of(since, until)
+
+    later = replace(ROW, bank_job_id="8", start_time=START + WINDOW_S)
+    bank = Stops(ROW, later)
+    with site.ledger.transaction() as tx:
+        tx.set_meta(META, f"{START}:{START + 2 * WINDOW_S}")
+    slurmdbd = Slurmdbd((7, SUBMIT), (8, SUBMIT))
+    with pytest.raises(BankUnavailable):
+        take(site, bank, slurmdbd)
+    assert [run.job_id for run in site.runs()] == [7]
+    bank.problem, bank.windows = None, set()
+    bank = Bank(*bank.rows)
+    assert take(site, bank, slurmdbd) == 1
+    assert bank.windows == {(START + WINDOW_S, START + 2 * WINDOW_S)}
+    assert [run.job_id for run in site.runs()] == [7, 8]
+
+
+@pytest.fixture
+def lost(site: Site) -> Site:
+    """There had been a ledger: the rebuilding saw its tokens."""
+    with site.ledger.transaction() as tx:
+        tx.set_meta(META, f"0:{site.now}:ended")
+    return site
+
+
+def ended_row(**changes: Any) -> BankRun:
+    values: dict[str, Any] = dict(
+        end_time=START + 60, amount_csu=200, held_csu=200, state="COMPLETED"
+    )
+    return replace(ROW, **{**values, **changes})
+
+
+def test_what_ended_at_the_bank_is_charged_as_the_bank_has_it(lost: Site) -> None:
+    odd = ended_row(bank_job_id="8", amount_csu=777, held_csu=777)  # at a price that was
+    assert take(lost, Bank(ended_row(), odd), Slurmdbd((7, SUBMIT), (8, SUBMIT))) == 2
+    as_priced, otherwise = lost.runs()
+    assert (as_priced.state, as_priced.slurm_state, as_priced.charge_csu) == (
+        "ended",
+        "COMPLETED",
+        200,
+    )
+    assert (as_priced.start_time, as_priced.end_time, as_priced.elapsed_s) == (
+        START,
+        START + 60,
+        60,
+    )
+    assert (otherwise.charge_csu, otherwise.ledger_csu) == (777, 777)
+    with lost.ledger.transaction() as tx:
+        # what was charged last is what counts
+        assert [d.phase for d in tx.next_deliveries()] == ["end", "end"]
+        assert not tx.check()
+
+
+def test_a_first_ledger_does_not_take_what_the_bank_has_from_before_it(site: Site) -> None:
+    assert take(site, Bank(ended_row())) == 0
+    assert not site.runs()
+
+
+@pytest.mark.parametrize("token", [True, False], ids=["a_ledger_was_lost", "the_first_ledger"])
+def test_tokens_say_whether_a_ledger_was_lost(tmp_path: Path, token: bool) -> None:
+    site = Site(tmp_path)
+    site.now = site.created + 100
+    before = an_ended(
+        a_job(job_id=9, submit_time=site.created - 900),
+        start_time=site.created - 800,
+        end_time=site.created - 200,
+        admin_comment=str(Token(lien_id=new_lien_id(), per_task_csu=1, price_version="v1"))
+        if token
+        else "",
+    )
+    site.sacct.rows = [before]
+    with site.ledger.transaction() as tx:
+        tx.set_meta("complete", "0")
+    rebuild(site.ledger, site.config, queue(site), site.sacct, None, site.now)
+    with site.ledger.transaction() as tx:
+        assert str(tx.meta(META)).endswith(":ended") == token
+
+
+def test_an_ended_run_of_a_job_that_the_queue_has_is_left_to_it(lost: Site) -> None:
+    job = a_job(submit_time=SUBMIT)
+    assert take(lost, Bank(ended_row()), HAS_IT, job) == 0
+
+
+def test_an_ended_run_that_slurmdbd_has_no_trace_of_is_another_clusters(
+    lost: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert take(lost, Bank(ended_row()), Slurmdbd()) == 0
+    assert "bank_row_of_nobody" not in caplog.text and not lost.runs()
+
+
+def test_of_a_run_that_is_taken_over_slurmdbd_may_have_the_times(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It never got the start, and so knows no partition: charged by its times, in the bank's partition."""
+    assert take(site, Bank(ROW)) == 1
+    part = an_ended(a_job(submit_time=SUBMIT, partition=""), user_id=0, cpus=2, tres=Tres(cpus=2))
+    site.sacct.parts = [part]
+    for _ in range(4):
+        site.see(after_s=sweep.LOST_S)
+    run = the_run(site)
+    assert (run.state, run.slurm_state, run.charge_csu) == ("ended", "COMPLETED", 2_000)
+    assert (run.user_id, run.account, run.partition) == (1001, "fc_alpha", "main")
+    assert f"run_ended_by_times job_id=7 submit_time={SUBMIT} elapsed_s=600" in caplog.text
+
+
+def test_times_without_an_end_are_no_times_and_an_absent_slurmdbd_ends_nothing(site: Site) -> None:
+    assert take(site, Bank(ROW)) == 1
+    site.sacct.parts = [
+        an_ended(a_job(submit_time=SUBMIT), state="RUNNING", end_time=None, elapsed_s=9)
+    ]
+    site.see(after_s=sweep.LOST_S)
+    site.see(after_s=60)
+    site.sacct.away = True
+    site.see(after_s=sweep.LOST_S)
+    assert the_run(site).state == "running"
+    site.sacct.away = False
+    for _ in range(3):
+        site.see(after_s=sweep.LOST_S)
+    assert (the_run(site).slurm_state, the_run(site).charge_csu) == ("LOST", 0)
 
 
 def test_a_bank_that_lists_nothing_is_asked_once(
