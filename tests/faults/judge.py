@@ -196,6 +196,8 @@ class Witness:
         self.log_starts: dict[int, list[int]] = defaultdict(list)
         self.starts: dict[int, list[int]] = defaultdict(list)
         self.ends: dict[int, list[int]] = defaultdict(list)
+        #: job id of a task → job ids of arrays: the id may have been given again
+        self.arrays: dict[int, set[int]] = defaultdict(set)
         for told, what, job, task in re.findall(
             r"^\[(\S+?)\] .*?(Allocate |Started |_job_complete: |_slurm_rpc_requeue: |job_signal: |"
             r"_job_requeue[^J]*?|requeue[^J]*?|Requeuing |cleanup_completing: )"
@@ -205,6 +207,8 @@ class Witness:
         ):
             at = int(datetime.datetime.fromisoformat(told).timestamp())
             number = int(task or job)
+            if task:
+                self.arrays[number].add(int(job))
             if what in ("Allocate ", "Started "):
                 self.log_starts[number].append(at)
                 self.starts[number].append(at)
@@ -415,10 +419,13 @@ class Judge:
         return row is not None and self._costs_as_asked(key, row, user_id, csu)
 
     def _costs_as_asked(self, key: Key, row: Row, user_id: int, csu: int) -> bool:
-        """By a row's times, and the CPUs and the partition that its user asked for."""
+        """By a row's times, and the CPUs and the partition that its user asked for, for its array if it is a task.
+
+        A row that is not whole does not say of which array it is; slurmctld's log does.
+        """
         if not (row["Start"].isdigit() and row["End"].isdigit()):
             return False
-        for job in (key[0], base_id(row["JobID"])):
+        for job in {key[0], base_id(row["JobID"]), *self.witness.arrays.get(key[0], ())}:
             for _, at, cpus, partition in self._asked.get(job, ()):
                 if abs(at - key[1]) > NEAR_S:
                     continue

@@ -265,7 +265,7 @@ def test_more_held_than_awarded_is_an_overdraft_but_for_what_slurm_requeued() ->
 # -- exceptions: only with a witness ------------------------------------------------------------------------------------
 
 
-def log(job: int, start: int, end: int) -> str:
+def log(job: int | str, start: int, end: int) -> str:
     import datetime
 
     def stamp(at: int) -> str:
@@ -318,6 +318,18 @@ def test_times_without_a_start_record_are_completed_by_what_was_asked_for() -> N
     assert verdict(1).good and verdict(1).completed == 1 and not verdict(1).exceptions
     assert not verdict(2).good and not verdict(1, SUBMIT - 60).good
     assert not verdict(1, End=str(START + 11)).good
+
+
+def test_a_task_was_asked_for_with_its_array_which_slurmctlds_log_names() -> None:
+    partial = row(1, Partition="", AllocTRES="", UID="0", QOS="Unknown")
+    asked = [(90, float(SUBMIT), 1, "main")]
+    values: dict[str, Any] = {"partial": [partial], "asked": asked}
+    told = log("90_4(1)", START, START + 10)
+    verdict = judge(books([], [run(1)], [at_bank(1)], slurmctld_log=told, **values))
+    assert verdict.good and verdict.completed == 1 and not verdict.exceptions
+    other = log("91_4(1)", START, START + 10)
+    verdict = judge(books([], [run(1)], [at_bank(1)], slurmctld_log=other, **values))
+    assert verdict.completed == 0
 
 
 def test_other_times_at_slurmdbd_are_its_mistake_only_if_nobody_saw_those() -> None:
