@@ -18,7 +18,7 @@ from slurm_banking.reconcile import fix
 from slurm_banking.reconcile.findings import Finding
 from slurm_banking.reconcile.fix import Done, Repair
 from slurm_banking.relay import client
-from slurm_banking.slurm.accounting import Runs
+from slurm_banking.slurm.sacct import Accounting
 
 #: Seconds for one request: the relay asks the bank a few times.
 ASK_S = 45.0
@@ -69,7 +69,7 @@ def handle(
     ledger: Ledger,
     config: Config,
     socket_path: str,
-    accounting: Optional[Runs] = None,
+    accounting: Optional[Accounting] = None,
 ) -> Handled:
     """Say what would be done about the findings, or do it.
 

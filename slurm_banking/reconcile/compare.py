@@ -45,6 +45,7 @@ COSTS_NOTHING = "costs_nothing"
 REQUEUED_AFTER_END = "requeued_after_end"
 ADOPTED = "adopted"
 OPEN_IN_ACCOUNTING = "open_in_accounting"
+TIMES_ALONE = "times_alone"
 WAITING = "waiting"
 NOT_DELIVERED = "not_delivered"
 OTHERS = "others"
@@ -58,6 +59,7 @@ WHY_NOT: Mapping[str, str] = {
     REQUEUED_AFTER_END: "requeued after their end, which slurmdbd has moved to the requeue",
     ADOPTED: "charged as the bank had them when the ledger was rebuilt",
     OPEN_IN_ACCOUNTING: "ended here, and slurmdbd has no end of them",
+    TIMES_ALONE: "slurmdbd never got their start, and has their times alone, which agree",
     NOT_DELIVERED: "resolved by an operator without the bank",
     OTHERS: "rows at the bank under ids that are not this cluster's",
 }
@@ -371,6 +373,19 @@ def compare_unseen(
     if told:
         text += f" (of that job id it has {len(told)} other run{'s' if len(told) > 1 else ''})"
     return (_of_run(UNKNOWN, one, next(iter(told), None), 0, text),), UNKNOWN
+
+
+def compare_part(one: LedgerRun, part: Run) -> Tuple[Sequence[Finding], str]:
+    """A run that ended in the ledger, and of which slurmdbd never got the start: it has no more than account and times."""
+    if part.end_time is None:
+        return (), OPEN_IN_ACCOUNTING
+    if (part.start_time, part.end_time) == (one.start_time, one.end_time):
+        return (), TIMES_ALONE
+    text = (
+        f"{_at_ledger(one)} from {one.start_time} to {one.end_time}; slurmdbd never got its start, and has it from "
+        f"{part.start_time} to {part.end_time}"
+    )
+    return (_of_run(RESTATED, one, part, None, text),), RESTATED
 
 
 def _same_time(run: Run, one: LedgerRun) -> bool:

@@ -39,7 +39,7 @@ from slurm_banking.ledger import Ledger, LedgerRun, Transaction
 from slurm_banking.reconcile import findings as kinds
 from slurm_banking.reconcile.findings import BANK, LEDGER, Finding
 from slurm_banking.records import Run
-from slurm_banking.slurm.accounting import UNKNOWN_RESTART, Runs
+from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Accounting
 
 ACTOR = "reconcile"
 
@@ -306,7 +306,7 @@ def apply(
     *,
     reason: str,
     actor: str = ACTOR,
-    accounting: Optional[Runs] = None,
+    accounting: Optional[Accounting] = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Sequence[Done]:
@@ -337,7 +337,9 @@ def apply(
     return results
 
 
-def _with_restart_counts(repairs: Sequence[Repair], accounting: Optional[Runs]) -> Sequence[Repair]:
+def _with_restart_counts(
+    repairs: Sequence[Repair], accounting: Optional[Accounting]
+) -> Sequence[Repair]:
     unknown = {
         repair.finding.slurm.job_id
         for repair in repairs

@@ -57,7 +57,7 @@ from slurm_banking.reconcile.findings import (
     Finding,
 )
 from slurm_banking.records import Run
-from slurm_banking.slurm.accounting import Runs
+from slurm_banking.slurm.sacct import Accounting
 
 #: Rows that a window should have.
 WINDOW_ROWS = 20_000
@@ -193,7 +193,7 @@ Progress = Callable[[Report], None]
 def reconcile(
     ledger: Ledger,
     config: Config,
-    accounting: Runs,
+    accounting: Accounting,
     bank: ComparedBank,
     *,
     since: int,
@@ -233,7 +233,7 @@ class _Comparison:
         self,
         ledger: Ledger,
         config: Config,
-        accounting: Runs,
+        accounting: Accounting,
         bank: ComparedBank,
         report: Report,
         should_stop: Callable[[], bool],
@@ -311,6 +311,15 @@ class _Comparison:
     def _jobs(self, job_ids: Iterable[int]) -> Mapping[int, Tuple[Run, ...]]:
         with self._asking:
             return self._accounting.read_jobs(sorted(set(job_ids)))
+
+    def _parts(self, runs: Iterable[LedgerRun]) -> Mapping[Tuple[int, int], Run]:
+        """What slurmdbd has of runs that it does not have whole, by job id and submit time."""
+        job_ids = sorted({one.job_id for one in runs})
+        if not job_ids:
+            return {}
+        with self._asking:
+            rows = self._accounting.rows_by_key(job_ids)
+        return {key: row.run for key, row in rows.items() if not row.whole}
 
     def _check_stop(self) -> None:
         if self._should_stop():
@@ -493,7 +502,15 @@ class _Comparison:
                         glance = next(g for g in tx.glance(one.job_id) if g.run_id == run_id)
                         wanted[run_id] = glance
             told = self._jobs(one.job_id for one in page)
+            parts = self._parts(one for one in page if _is_unknown(one, told))
             for one in page:
+                part = parts.get((one.job_id, one.submit_time))
+                if part is not None:
+                    findings, word = compare.compare_part(one, part)
+                    self._report.pass_over(word)
+                    for finding in findings:
+                        self._add(finding)
+                    continue
                 with self._ledger.transaction(write=False) as tx:
                     known = _standing(tx, one.job_id)
                     adopted = _adopted_csu(tx, known, one.submit_time)
@@ -843,6 +860,12 @@ class _Window:
 
     def runs(self) -> Sequence[Run]:
         return self.asked.answer()
+
+
+def _is_unknown(one: LedgerRun, told: Mapping[int, Sequence[Run]]) -> bool:
+    """Whether it is charged, and slurmdbd does not have it whole."""
+    submits = {run.submit_time for run in told.get(one.job_id, ())}
+    return bool(one.charge_csu) and one.submit_time not in submits
 
 
 def _standing(tx: Transaction, job_id: int) -> Sequence[LedgerRun]:

@@ -67,21 +67,17 @@ def only_root() -> FrozenSet[int]:
     return frozenset({0})
 
 
-class Runs(Protocol):
-    """slurmdbd's runs; :class:`Slurmdbd`, or a recording of it. All raise SlurmUnavailable."""
+class Accounting(Protocol):
+    """What the sweep asks of slurmdbd; :class:`Slurmdbd`, or a recording of it. All raise SlurmUnavailable."""
 
     def read_ended_runs(self, since: int, until: int) -> Tuple[Run, ...]: ...
 
     def read_jobs(self, job_ids: Sequence[int]) -> Mapping[int, Tuple[Run, ...]]: ...
 
-
-class Accounting(Runs, Protocol):
-    """What the sweep asks of slurmdbd."""
-
     def rows_by_key(self, job_ids: Sequence[int]) -> Mapping[Tuple[int, int], Row]: ...
 
 
-class AccountingSource(Runs, Protocol):
+class AccountingSource(Accounting, Protocol):
     """What reconciling asks beyond that."""
 
     def read_window(self, since: int, until: int, *, open_runs: bool = True) -> Iterator[Run]: ...

@@ -17,6 +17,7 @@ from slurm_banking.bank.funds import Period
 from slurm_banking.ledger import Ledger, LedgerRun
 from slurm_banking.reconcile.run import Report, reconcile
 from slurm_banking.records import Run
+from slurm_banking.slurm.accounting import Row
 from slurm_banking.tres import Tres
 
 T0 = 1_900_000_000
@@ -39,6 +40,7 @@ free = 0
 class Accounting:
     def __init__(self) -> None:
         self.runs: list[Run] = []
+        self.parts: list[Run] = []  #: of which slurmdbd never got the start
         self.asked: list[tuple[int, int]] = []
 
     def read_ended_runs(self, since: int, until: int) -> tuple[Run, ...]:
@@ -56,6 +58,13 @@ class Accounting:
             if run.job_id in job_ids:
                 found[run.job_id] = (*found.get(run.job_id, ()), run)
         return found
+
+    def rows_by_key(self, job_ids: Sequence[int]) -> Mapping[tuple[int, int], Row]:
+        rows = [Row(run=run, whole=True) for run in self.runs]
+        rows += [Row(run=run, whole=False) for run in self.parts]
+        return {
+            (row.run.job_id, row.run.submit_time): row for row in rows if row.run.job_id in job_ids
+        }
 
 
 class Rows:

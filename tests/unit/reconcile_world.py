@@ -26,6 +26,7 @@ from slurm_banking.relay import mend
 from slurm_banking.relay.book import FILE_NAME, DeliveryBook
 from slurm_banking.relay.deliver import deliver_due
 from slurm_banking.relay.funds import refresh_funds
+from slurm_banking.slurm.accounting import Row
 from slurm_banking.slurm.sacct import UNKNOWN_RESTART
 from tests.builders import SUBMITTED, a_run
 from tests.unit.portal_model import Portal, csu, su
@@ -91,6 +92,13 @@ class Slurmdbd:
             if run.job_id in job_ids:
                 found[run.job_id] = (*found.get(run.job_id, ()), run)
         return found
+
+    def rows_by_key(self, job_ids: Sequence[int]) -> Mapping[Tuple[int, int], Row]:
+        return {
+            (run.job_id, run.submit_time): Row(run=run, whole=True)
+            for run in self.runs
+            if run.job_id in job_ids
+        }
 
 
 class World:

@@ -303,6 +303,28 @@ def test_a_run_lost_by_slurm_and_open_in_slurmdbd_is_no_finding(books: Books) ->
     assert report.not_compared == {"waiting": 1, "open_in_accounting": 1}
 
 
+def test_a_run_of_which_slurmdbd_has_the_times_alone_is_compared_by_those(books: Books) -> None:
+    """slurmctld was killed between its start and the report of it: no partition, no CPUs, and no reason to doubt it."""
+    runs = [a_slurm_run(number) for number in (1, 2, 3, 4)]
+    for run in runs:
+        books.end(run)
+    agrees, goes_on, otherwise, _ = (replace(run, partition="", user_id=0) for run in runs)
+    assert otherwise.end_time is not None
+    books.accounting.runs = []
+    books.accounting.parts = [
+        agrees,
+        replace(goes_on, end_time=None, state="PENDING"),
+        replace(otherwise, end_time=otherwise.end_time + 5),
+    ]
+    report = books.compare()
+    assert report.not_compared == {"times_alone": 1, "open_in_accounting": 1}
+    assert sorted((one.kind, one.job_id) for one in report.findings) == [
+        ("restated", 3),
+        ("unknown", 4),
+    ]
+    assert "never got its start" in next(o.text for o in report.findings if o.job_id == 3)
+
+
 def test_a_lost_run_that_slurmdbd_has_an_end_of_by_now_is_restated(books: Books) -> None:
     run = a_slurm_run(1)
     running = books.start(run, deliver=False)
