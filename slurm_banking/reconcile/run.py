@@ -224,6 +224,10 @@ def reconcile(
     return report
 
 
+#: Runs of the ledger as they were looked up, by job id.
+_Known = Mapping[int, Sequence[RunGlance]]
+
+
 class _Stopped(Exception):
     """Somebody wants it to end."""
 
@@ -393,7 +397,7 @@ class _Comparison:
     # -- one window -----------------------------------------------------------------------------------------------------
 
     def _window(self, window: _Window, runs: Sequence[Run]) -> None:
-        wanted = self._compare_with_ledger(runs, window.low, window.high)
+        wanted, known = self._compare_with_ledger(runs, window.low, window.high)
         rows: Sequence[BankRun] = ()
         if window.listing is not None and self._lists:
             try:
@@ -403,17 +407,18 @@ class _Comparison:
                 self._report.not_looked.append(
                     f"the bank's rows of no run, and its counters: {error}"
                 )
-        self._compare_with_bank(rows, wanted, window.low)
+        self._compare_with_bank(rows, wanted, known, window.low)
 
     def _of_account(self, *accounts: str) -> bool:
         return self._account is None or self._account in accounts
 
     def _compare_with_ledger(
         self, runs: Sequence[Run], low: int, high: int
-    ) -> Dict[int, RunGlance]:
-        """The runs of the ledger whose rows the bank should have, by their number."""
+    ) -> Tuple[Dict[int, RunGlance], _Known]:
+        """The runs of the ledger whose rows the bank should have, by their number; and all that was looked up, by job."""
         keys = {(run.job_id, run.submit_time) for run in runs}
         wanted: Dict[int, RunGlance] = {}
+        of_jobs: Dict[int, Sequence[RunGlance]] = {}
         unsure: List[Run] = []
         for first in range(0, len(runs), ROWS_AT_ONCE):
             self._check_stop()
@@ -421,6 +426,7 @@ class _Comparison:
             with self._ledger.transaction(write=False) as tx:
                 glances = [tx.glance(run.job_id) for run in page]
             for run, known in zip(page, glances):
+                of_jobs[run.job_id] = known
                 if not self._of_account(run.account, *(one.account for one in known)):
                     continue
                 self._report.runs += 1
@@ -439,7 +445,7 @@ class _Comparison:
                     if (key.job_id, key.submit_time) not in keys
                 ]
         self._compare_unseen(unseen, wanted)
-        return wanted
+        return wanted, of_jobs
 
     def _look_closer(self, runs: Sequence[Run]) -> None:
         missing: List[Finding] = []
@@ -539,9 +545,9 @@ class _Comparison:
         return ask()
 
     def _compare_with_bank(
-        self, rows: Sequence[BankRun], wanted: Dict[int, RunGlance], low: int
+        self, rows: Sequence[BankRun], wanted: Dict[int, RunGlance], known: _Known, low: int
     ) -> None:
-        self._rows(rows, wanted)
+        self._rows(rows, wanted, known)
         if self._lists:
             days = Counter(
                 (one.start_time or 0) // _DAY_S
@@ -550,7 +556,7 @@ class _Comparison:
             )
             for day in sorted(day for day, count in days.items() if count >= LIST_DAY_ROWS):
                 until = min((day + 1) * _DAY_S, low)
-                self._rows(self._list(day * _DAY_S, until), wanted, only_wanted=True)
+                self._rows(self._list(day * _DAY_S, until), wanted, known, only_wanted=True)
         for one in list(wanted.values()):
             self._check_stop()
             ahead = self._ahead.pop(one.run_id, None)
@@ -580,10 +586,11 @@ class _Comparison:
         self,
         rows: Sequence[BankRun],
         wanted: Dict[int, RunGlance],
+        of_jobs: _Known,
         *,
         only_wanted: bool = False,
     ) -> None:
-        """Compare rows, taking their runs out of ``wanted``."""
+        """Compare rows, taking their runs out of ``wanted``. ``of_jobs``: what was looked up already."""
         strays: Dict[int, List[BankRun]] = defaultdict(list)
         for first in range(0, len(rows), ROWS_AT_ONCE):
             self._check_stop()
@@ -595,12 +602,14 @@ class _Comparison:
                 )
                 if self._is_cluster_s(row, job_id)
             ]
+            owners: List[Optional[RunGlance]] = []
             with self._ledger.transaction(write=False) as tx:
-                glances = [tx.glance(job_id or 0) for _, job_id in page]
-            for (row, job_id), known in zip(page, glances):
+                for row, job_id in page:
+                    owner = compare.owner_of(row, of_jobs.get(job_id or 0, ()))
+                    owners.append(owner or compare.owner_of(row, tx.glance(job_id or 0)))
+            for (row, job_id), one in zip(page, owners):
                 if not only_wanted:
                     self._report.rows += 1
-                one = compare.owner_of(row, known)
                 if one is None:
                     if not only_wanted and row.amount_csu:
                         strays[job_id or 0].append(row)

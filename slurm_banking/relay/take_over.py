@@ -23,7 +23,7 @@ from slurm_banking import settle
 from slurm_banking.bank import BankRun, NoListing
 from slurm_banking.config import Config
 from slurm_banking.ledger import Ledger, Transaction
-from slurm_banking.ledger.rows import RETURNED
+from slurm_banking.ledger.rows import RETURNED, STRUCK
 from slurm_banking.reconcile.compare import RowNames
 from slurm_banking.records import Run
 from slurm_banking.relay.sweep import ACTOR, ROWS_PER_READ
@@ -40,6 +40,9 @@ _ENDED = "ended"
 
 #: Seconds of starts that the bank is asked for at once. What was read of one window is written before the next.
 WINDOW_S = 6 * 3600
+
+#: States of rows of what never ran, or was found never to have been.
+NO_RUN = frozenset({RETURNED, STRUCK})
 
 Key = Tuple[int, int]  #: job id, submit time
 
@@ -125,7 +128,7 @@ def _unknown_rows(
                     found.append((row, run))
         for row in bank.list_runs(since=since, until=until) if ended_too else ():
             run = _as_run(row, names, ledger.cluster)
-            if run is not None and run.end_time is not None and run.state != RETURNED:
+            if run is not None and run.end_time is not None and run.state not in NO_RUN:
                 if (run.job_id, run.submit_time) not in present:
                     found.append((row, run))
     except NoListing as error:

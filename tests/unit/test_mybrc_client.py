@@ -23,6 +23,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import requests
+from dateutil.parser import isoparse
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import mybrc_client
 from mybrc_client import AuthenticatedClient, Client, new_session
@@ -55,7 +58,7 @@ from mybrc_client.models import (
     UserProfile,
     ValidationErrors,
 )
-from mybrc_client.types import UNSET, Response
+from mybrc_client.types import UNSET, Response, parse_datetime
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 UTC = datetime.timezone.utc
@@ -827,3 +830,40 @@ def test_importing_the_client_brings_in_no_other_http_library() -> None:
     ).stdout.split()
     assert "requests" in loaded
     assert not {"httpx", "httpcore", "aiohttp", "anyio"} & set(loaded)
+
+
+@given(
+    st.datetimes(timezones=st.sampled_from([UTC, datetime.timezone(-datetime.timedelta(hours=7))])),
+    st.booleans(),
+)
+@example(datetime.datetime(2024, 2, 29, tzinfo=UTC), True)
+def test_a_usual_time_is_read_as_the_library_reads_it(at: datetime.datetime, zulu: bool) -> None:
+    text = at.isoformat().replace("+00:00", "Z") if zulu else at.isoformat()
+    assert parse_datetime(text) == isoparse(text) == at
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-20",
+        "2026-11-20T24:00:00Z",
+        "2026-11-20T10:00:00.1Z",
+        "2026-11-20T10:00",
+        "20261120T100000Z",
+        "2026-02-30T10:00:00Z",
+        "2026-11-20T10:00:60Z",
+        "2026-11-20T10:00:00+25:00",
+        "２026-11-20T10:00:00Z",
+        "",
+        None,
+        12,
+    ],
+)
+def test_an_unusual_time_is_read_or_refused_as_by_the_library(text: Any) -> None:
+    def read(with_: Any) -> Any:
+        try:
+            return with_(text)
+        except (TypeError, ValueError, AttributeError):
+            return "refused"
+
+    assert read(parse_datetime) == read(isoparse)

@@ -279,6 +279,12 @@ def test_an_ended_run_of_a_job_that_the_queue_has_is_left_to_it(lost: Site) -> N
     assert take(lost, Bank(ended_row()), HAS_IT, job) == 0
 
 
+@pytest.mark.parametrize("state", ["PENDING", "STRUCK"])
+def test_what_never_ran_or_never_was_is_not_taken(lost: Site, state: str) -> None:
+    assert take(lost, Bank(ended_row(state=state, amount_csu=0, held_csu=0))) == 0
+    assert not lost.runs()
+
+
 def test_an_ended_run_that_slurmdbd_has_no_trace_of_is_another_clusters(
     lost: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
