@@ -9,6 +9,9 @@ A file of its own, so that this traffic never makes slurmctld wait. One row per 
 
 While a delivery of an account is in flight or unresolved, what the bank says of its funds does not replace what the
 ledger has (:meth:`DeliveryBook.apply_refresh`).
+
+The file says what waits, and not this process's memory: for a moment another relay may have it open too, if its lock was
+removed under it, and may die with a delivery in flight.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
 );
 CREATE INDEX IF NOT EXISTS deliveries_due ON deliveries (next_try) WHERE state != 'in_flight';
 CREATE INDEX IF NOT EXISTS deliveries_unresolved ON deliveries (account) WHERE unresolved;
+CREATE INDEX IF NOT EXISTS deliveries_in_flight ON deliveries (run_id) WHERE state = 'in_flight';
 """
 
 
@@ -143,7 +147,7 @@ class DeliveryBook:
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._in_flight: Dict[str, int] = {}  # per account, of this process
-        self._unresolved: Dict[str, int] = {}  # per account
+        self._flying: Set[int] = set()  # runs, of this process
         self._changes: Dict[str, int] = {}  # per account: begun and finished deliveries
         self._held: Dict[str, int] = {}  # accounts whose deliveries wait for a refresh
         self._away: Optional[BankAway] = None
@@ -186,14 +190,18 @@ class DeliveryBook:
                 )
             self.must_adopt = meta.get("adopted_boot") != _boot_id()
             self._sql("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
-            self._sql(
-                "UPDATE deliveries SET state = 'waiting', unresolved = 1, next_try = 0 WHERE state = 'in_flight'"
-            )
-            self._unresolved = dict(
+            self._land_orphans()
+
+    def _land_orphans(self) -> None:
+        """What a process that died had in flight: the bank may have it."""
+        for (run_id,) in self._sql(
+            "SELECT run_id FROM deliveries WHERE state = 'in_flight'"
+        ).fetchall():
+            if run_id not in self._flying:
                 self._sql(
-                    "SELECT account, COUNT(*) FROM deliveries WHERE unresolved GROUP BY account"
-                ).fetchall()
-            )
+                    "UPDATE deliveries SET state = 'waiting', unresolved = 1, next_try = 0 WHERE run_id = ?",
+                    (run_id,),
+                )
 
     def _sql(self, statement: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
         try:
@@ -223,7 +231,6 @@ class DeliveryBook:
                         "ON CONFLICT (run_id) DO UPDATE SET unresolved = 1, next_try = 0",
                         (run_id, seq, phase, account),
                     )
-                    self._unresolved[account] = self._unresolved.get(account, 0) + 1
                 self._sql("COMMIT")
             except BaseException:
                 self._sql("ROLLBACK")
@@ -252,6 +259,7 @@ class DeliveryBook:
                 (run_id, seq, phase, account, unresolved, attempts + 1),
             )
             self._count(self._in_flight, account, 1)
+            self._flying.add(run_id)
             self._changed(account)
             return Attempt(number=attempts + 1, look_first=bool(unresolved))
 
@@ -305,8 +313,8 @@ class DeliveryBook:
         ).fetchone()
         before = bool(known and known[0])
         after = before if unresolved is None else unresolved
-        self._count(self._unresolved, account, after - before)
         self._count(self._in_flight, account, -1)
+        self._flying.discard(run_id)
         self._changed(account)
         self._idle.notify_all()
         return after
@@ -314,24 +322,18 @@ class DeliveryBook:
     def resolved(self, run_id: int, account: str) -> None:
         """What the bank holds for it is in the ledger now; it is still in flight."""
         with self._lock:
-            known = self._sql(
-                "UPDATE deliveries SET unresolved = 0 WHERE run_id = ? AND unresolved", (run_id,)
-            ).rowcount
-            if known:
-                self._count(self._unresolved, account, -1)
+            self._sql("UPDATE deliveries SET unresolved = 0 WHERE run_id = ?", (run_id,))
 
     def forget(self, run_id: int) -> None:
         """Nothing of this run waits any longer."""
         with self._lock:
             known = self._sql(
-                "SELECT account, unresolved FROM deliveries WHERE run_id = ? AND state != 'in_flight'",
+                "SELECT account FROM deliveries WHERE run_id = ? AND state != 'in_flight'",
                 (run_id,),
             ).fetchone()
             if known is None:
                 return
             self._sql("DELETE FROM deliveries WHERE run_id = ?", (run_id,))
-            if known[1]:
-                self._count(self._unresolved, known[0], -1)
             self._changed(known[0])
 
     def put_off(self, run_id: int, seq: int, phase: str, account: str, next_try: float) -> None:
@@ -411,6 +413,7 @@ class DeliveryBook:
                 (run.run_id, delivery.seq, delivery.phase, run.account),
             )
             self._count(self._in_flight, run.account, 1)
+            self._flying.add(run.run_id)
             self._changed(run.account)
             return True
 
@@ -444,6 +447,7 @@ class DeliveryBook:
         """
         longest_s = max(longest_s, PARKED_LOOK_S, HEAL_RETRY_S)
         with self._lock:
+            self._land_orphans()
             rows = self._sql(
                 "SELECT * FROM deliveries WHERE state != 'in_flight' AND (next_try <= ? OR next_try > ?)"
                 " ORDER BY next_try LIMIT ?",
@@ -466,7 +470,9 @@ class DeliveryBook:
             found = dict(
                 self._sql("SELECT state, COUNT(*) FROM deliveries GROUP BY state").fetchall()
             )
-            found["unresolved"] = sum(self._unresolved.values())
+            (found["unresolved"],) = self._sql(
+                "SELECT COUNT(*) FROM deliveries WHERE unresolved"
+            ).fetchone()
         return {str(state): int(count) for state, count in found.items()}
 
     def problems(self, limit: int = 100) -> List[Remembered]:
@@ -482,9 +488,15 @@ class DeliveryBook:
     def refresh_marker(self, account: str) -> Optional[RefreshMarker]:
         """Taken before the bank is asked about an account; None while a delivery of it is in flight or unresolved."""
         with self._lock:
-            if self.must_adopt or self._in_flight.get(account) or self._unresolved.get(account):
+            if self.must_adopt or self._in_flight.get(account) or self._is_unresolved(account):
                 return None
             return RefreshMarker(account=account, changes=self._changes.get(account, 0))
+
+    def _is_unresolved(self, account: str) -> bool:
+        row = self._sql(
+            "SELECT 1 FROM deliveries WHERE account = ? AND unresolved LIMIT 1", (account,)
+        ).fetchone()
+        return row is not None
 
     def apply_refresh(self, marker: RefreshMarker, write: Callable[[], None]) -> bool:
         """Call ``write`` if no delivery of the account was under way since the marker; False: what was read is stale."""

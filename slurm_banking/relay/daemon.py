@@ -28,6 +28,8 @@ from slurm_banking.errors import BankingError, ConfigError, SlurmUnavailable
 log = logging.getLogger("slurm_banking.relay")
 
 LOCK_NAME = "relay.lock"
+#: Seconds between two looks whether it is still there.
+LOCK_LOOK_S = 0.5
 LOG_NAME = "relay.log"
 LOG_BYTES = 5 * 1024 * 1024
 LOG_FILES = 3
@@ -57,7 +59,7 @@ def run(config_path: str, foreground: bool) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the bank's token would be in it
         _load_service()  # what is missing is missed at once, and as root
         become_slurm_user(config)
-        lock = take_lock(config.ledger.state_dir)
+        lock = StateLock(config.ledger.state_dir)
     except ConfigError as error:
         return _refuse(error.problems)
     except AlreadyRunning as error:
@@ -67,12 +69,12 @@ def run(config_path: str, foreground: bool) -> int:
         return _refuse([str(error)])
     try:
         set_up_logging(config, foreground)
-        return _serve(reloader, config)
+        return _serve(reloader, config, lock)
     except BankingError as error:
         log.error("relay_not_started problem=%s", error)
         return 1 if _logs_to_stderr(foreground) else _refuse([str(error)])
     finally:
-        os.close(lock)
+        lock.close()
         logging.shutdown()
 
 
@@ -85,7 +87,7 @@ def _load_service() -> None:
         ) from None
 
 
-def _serve(reloader: Reloader, config: Config) -> int:
+def _serve(reloader: Reloader, config: Config, lock: StateLock) -> int:
     from slurm_banking.relay.service import Service
 
     stop = threading.Event()
@@ -114,13 +116,24 @@ def _serve(reloader: Reloader, config: Config) -> int:
         config.api.url,
     )
     _notify("READY=1")
-    while not stop.wait(0.5):
+    why = ""
+    while not why and not stop.wait(LOCK_LOOK_S):
         if hang_up.is_set():
             hang_up.clear()
             log.info("relay_reload signal=SIGHUP")
             service.reload()
+        try:
+            lock.hold()
+        except AlreadyRunning as error:
+            why = str(error)
     _notify("STOPPING=1")
-    log.info("relay_stopping signal=%s", signal.Signals(received[0]).name)
+    if why:
+        log.error(
+            "relay_stopping reason=%r: the lock file was removed, and another relay has made its own",
+            why,
+        )
+    else:
+        log.info("relay_stopping signal=%s", signal.Signals(received[0]).name)
     service.stop()
     log.info("relay_stopped")
     return 0
@@ -228,6 +241,41 @@ def take_lock(state_dir: str) -> int:
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
+
+
+class StateLock:
+    """The lock of a state directory, also after its file was removed with everything else there.
+
+    :raises AlreadyRunning, StartError: as :func:`take_lock`.
+    """
+
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+        self._descriptor = take_lock(state_dir)
+
+    def hold(self) -> None:
+        """Take it again, if the file is gone. Where that cannot be, the state directory being away, later.
+
+        :raises AlreadyRunning: another relay was sooner.
+        """
+        path = os.path.join(self._state_dir, LOCK_NAME)
+        try:
+            if os.path.samestat(os.fstat(self._descriptor), os.lstat(path)):
+                return
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return
+        try:
+            descriptor = take_lock(self._state_dir)
+        except StartError:
+            return
+        self.close()
+        self._descriptor = descriptor
+        log.warning("lock_gone path=%s: taken again", path)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def _notify(state: str) -> None:

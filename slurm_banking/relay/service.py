@@ -685,7 +685,7 @@ class Service:
             longest_pause_s=float(self._relay_config().deliver_retry_max_s),
         )
         log.info("funds_introduced accounts=%d of=%d", report.refreshed, len({p[0] for p in pairs}))
-        return _MEMBERS_AGAIN_S if report.refreshed or report.bank_away else None
+        return _MEMBERS_AGAIN_S if report.refreshed or report.stale or report.bank_away else None
 
     def _refresh_one(self, account: str, user_id: int) -> None:
         if len(self._asked) < _MAX_ASKED:

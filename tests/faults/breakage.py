@@ -548,8 +548,8 @@ def _restart(site: BreakableCluster, what: str) -> None:
 def restore(site: BreakableCluster, timeout_s: float = RESTORE_S) -> str:
     """All damage undone, whatever is down started, and the site's own healing waited for; "" or what is not well.
 
-    Well is: slurmctld answers, every node takes jobs, one relay answers, the ledger is sound and complete, and nothing
-    waits for the bank. What an operator would do is done once: nodes resumed, deliveries that were given up tried again.
+    Well is: slurmctld answers, every node takes jobs, one relay answers, the ledger is sound and complete, nothing waits
+    for the bank, and the funds of every account in use are known. What an operator would do is done once: nodes resumed, deliveries that were given up tried again.
     """
     until = time.monotonic() + timeout_s
     problems: list[str] = []
@@ -598,7 +598,17 @@ def restore(site: BreakableCluster, timeout_s: float = RESTORE_S) -> str:
     wait(lambda: _relay_is_well(site), "the relay to answer, with the ledger complete")
     if not problems:
         wait(_Delivered(site), "the outbox to be empty")
+    if not problems:
+        wait(lambda: not _without_funds(site), "the funds of every account to be read")
     return "; ".join(problems)
+
+
+def _without_funds(site: BreakableCluster) -> list[str]:
+    """Accounts in use whose next submission nobody could decide on."""
+    rows = site.ledger_rows(
+        "SELECT DISTINCT account FROM runs WHERE account NOT IN (SELECT account FROM funds)"
+    )
+    return [row["account"] for row in rows]
 
 
 def _clocks_back(site: BreakableCluster, noting: Callable[[str], Any]) -> None:

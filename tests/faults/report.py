@@ -150,6 +150,8 @@ def run_schedule(
         books.expired = []  # by a clock that nobody else has
     verdict = judge.judge(books)
     verdict.unsettled += [f"after restore: {line}" for line in wrong]
+    if not stream.tasks:
+        verdict.unsettled.append(f"no job was accepted in {loaded_s:.0f} s: {stream.last_error}")
     where = plan.output / "faults"
     dump(books, where)
     site.explained |= {(one.job_id, one.submit_time) for one in verdict.exceptions}

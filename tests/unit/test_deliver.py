@@ -325,6 +325,27 @@ def test_a_process_that_died_in_the_middle_asks_first(desk: Desk) -> None:
     assert desk.book.refresh_marker("fc_alpha") is not None
 
 
+def test_what_another_relay_delivers_meanwhile_keeps_no_funds_from_being_read(desk: Desk) -> None:
+    """For a moment there may be two: the lock file was removed with the state directory's other files."""
+    run = desk.start(1)
+    assert desk.book.begin(run.run_id, 1, "start", "fc_alpha")
+    other = DeliveryBook(desk.book.path)
+    assert other.refresh_marker("fc_alpha") is None and other.counts()["unresolved"] == 1
+    desk.book.done(run.run_id, "fc_alpha", 1)
+    assert other.refresh_marker("fc_alpha") is not None and other.counts()["unresolved"] == 0
+    other.close()
+
+
+def test_what_another_relay_had_in_flight_when_it_died_is_looked_for(desk: Desk) -> None:
+    run = desk.start(1)
+    other = DeliveryBook(desk.book.path)
+    assert other.begin(run.run_id, 1, "start", "fc_alpha")
+    other.close()
+    desk.sent()
+    assert desk.deliver().starts == 1
+    assert desk.sent()[0] == "GET jobs/1", "it may have reached the bank"
+
+
 def test_a_lost_book_takes_what_waits_as_possibly_sent(desk: Desk) -> None:
     desk.start(1)
     desk.portal.faults = ["", "lose_reply"]

@@ -363,6 +363,16 @@ def test_funds_of_those_who_never_submitted_are_read_and_said_so(
         assert all(funds is not None for funds in tx.funds("astro", NOBODY))
 
 
+def test_funds_that_a_delivery_kept_from_being_read_are_read_soon(
+    inside: Inside, said: Said
+) -> None:
+    """After a rebuild there are many deliveries; an hour without funds would refuse every submission."""
+    inside._program("sacctmgr", "#!/bin/sh\necho 'astro|nobody'\n")
+    inside.service.book.adopt([(1, 1, "end", "astro")])
+    assert inside.service._introduce() == service_module._MEMBERS_AGAIN_S
+    said.one("funds_introduced", "accounts=0 of=1")
+
+
 def test_funds_that_the_bank_does_not_tell_are_an_alarm_and_the_older_numbers_stay(
     inside: Inside, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,6 +317,37 @@ def test_the_lock_and_not_a_file_left_behind_says_that_one_runs(site: Site) -> N
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_a_lock_file_that_is_removed_is_made_again(site: Site) -> None:
+    lock = site.directory / "state" / "relay.lock"
+    with site.running("--foreground") as process:
+        lock.unlink()
+        deadline = time.monotonic() + 10
+        while not lock.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.1)
+        assert lock.read_text() == f"{process.pid}\n"
+        with open(lock) as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.send_signal(signal.SIGTERM)
+        assert "lock_gone" in process.communicate(timeout=20)[1]
+
+
+def test_of_two_relays_the_one_without_the_lock_ends(site: Site) -> None:
+    """The state directory was emptied under the first, and the second was sooner."""
+    lock = site.directory / "state" / "relay.lock"
+    with site.running("--foreground") as process:
+        fresh = lock.with_name("fresh")
+        with open(fresh, "w") as held:
+            held.write("4711\n")
+            held.flush()
+            os.chown(fresh, SLURM, SLURM)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fresh.rename(lock)
+            _, told = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "relay_stopping reason='already running pid 4711'" in told
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_and_soon(site: Site, number: signal.Signals) -> None:
     with site.running("--foreground") as process:
