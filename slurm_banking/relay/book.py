@@ -464,6 +464,11 @@ class DeliveryBook:
             ).fetchall()
         return {row[0]: _remembered(row) for row in rows}
 
+    def remembers(self) -> bool:
+        """Whether there is anything in the book."""
+        with self._lock:
+            return self._sql("SELECT 1 FROM deliveries LIMIT 1").fetchone() is not None
+
     def counts(self) -> Dict[str, int]:
         """How many rows are in each state; and "unresolved"."""
         with self._lock:

@@ -631,7 +631,8 @@ class Service:
         with self.ledger.transaction(write=False) as tx:
             waiting, _ = tx.outbox_size()
             complete = tx.complete
-        if not waiting or not complete:
+        # What the book remembers of runs that have nothing to deliver any more is forgotten in a round, too.
+        if not complete or not (waiting or self.book.remembers()):
             return None
         report = deliver_due(
             self.ledger, self.bank.parts().bank, self.book, self.config(), time.time()

@@ -845,7 +845,12 @@ def _ask_accounting(
 
     def finish(tx: Transaction, run: LedgerRun) -> None:
         for row in told.get(run.job_id, ()):
-            if row.submit_time == run.submit_time and row.end_time is not None:
+            if (
+                row.submit_time == run.submit_time
+                and row.end_time is not None
+                and row.user_id
+                == run.user_id  # slurmctld, killed, may give a job id again in the same second
+            ):
                 if _end_from_accounting(tx, config, row, state, report.problems):
                     report.ended += 1
                 state.ask_run_at.pop(run.run_id, None)
@@ -1017,7 +1022,7 @@ def _is_lost(
     if start_time is None or endless_s < LOST_S:
         return False
     return (
-        start_time < boot_time
+        start_time <= boot_time  # in whole seconds: it was killed and started again in one
         or is_overdue(start_time, time_limit_min, now)
         or endless_s >= LOST_ANYHOW_S
     )

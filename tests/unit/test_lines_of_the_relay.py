@@ -373,6 +373,16 @@ def test_funds_that_a_delivery_kept_from_being_read_are_read_soon(
     said.one("funds_introduced", "accounts=0 of=1")
 
 
+def test_what_waits_no_more_is_forgotten_also_when_nothing_else_waits(inside: Inside) -> None:
+    """A rebuild finds at the bank what the book took for unresolved: it kept the funds of its account from being read."""
+    inside.service._queue()
+    inside.service.book.adopt([(1, 1, "end", "astro")])
+    inside.service._deliver()
+    assert inside.service.book.counts() == {"unresolved": 0}
+    assert not inside.service.book.must_adopt
+    assert inside.service.book.refresh_marker("astro") is not None
+
+
 def test_funds_that_the_bank_does_not_tell_are_an_alarm_and_the_older_numbers_stay(
     inside: Inside, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,6 +307,25 @@ def test_of_a_run_that_is_taken_over_slurmdbd_may_have_the_times(
     assert f"run_ended_by_times job_id=7 submit_time={SUBMIT} elapsed_s=600" in caplog.text
 
 
+def test_what_began_in_the_second_in_which_slurmctld_was_started_again_is_lost_like_what_began_before(
+    site: Site,
+) -> None:
+    site.boot_time = START
+    assert take(site, Bank(ROW)) == 1
+    for _ in range(4):
+        site.see(after_s=sweep.LOST_S)
+    assert (the_run(site).slurm_state, the_run(site).charge_csu) == ("LOST", 0)
+
+
+def test_the_end_of_another_users_job_is_not_this_ones(site: Site) -> None:
+    """slurmctld was killed before it had saved the id that it gave to a task, and gave it again in the same second."""
+    assert take(site, Bank(ROW)) == 1
+    site.sacct.rows = [an_ended(a_job(submit_time=SUBMIT), user_id=1002, account="fc_beta")]
+    for _ in range(4):
+        site.see(after_s=sweep.LOST_S)
+    assert (the_run(site).slurm_state, the_run(site).charge_csu) == ("LOST", 0)
+
+
 def test_times_without_an_end_are_no_times_and_an_absent_slurmdbd_ends_nothing(site: Site) -> None:
     assert take(site, Bank(ROW)) == 1
     site.sacct.parts = [
