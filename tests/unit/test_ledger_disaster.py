@@ -600,6 +600,31 @@ def test_a_run_whose_end_got_lost_on_the_way_ends_a_day_after_its_limit(site: Si
     assert (run.state, run.slurm_state, run.charge_csu, site.counted()) == ("ended", "LOST", 0, 0)
 
 
+def test_a_run_that_slurmdbd_had_as_never_started_is_charged_once_it_knows_better(
+    site: Site,
+) -> None:
+    """slurmctld was killed, came back with an older state, and told slurmdbd for a while that the job had not started."""
+    token = site.submit(6000)
+    site.see(a_job(token))
+    site.now = 2_000_000_020
+    site.see(started(a_job(token)))
+    never = an_ended(a_job(), started=False, start_time=None, elapsed_s=0)
+    site.sacct.rows = [never]
+    site.now = 2_000_000_700
+    site.window()
+    (run,) = site.runs()
+    assert (run.state, run.charge_csu) == ("ended", 0)
+    site.sacct.rows = [an_ended(a_job())]
+    site.now += 60
+    site.window()
+    (run,) = site.runs()
+    assert (run.state, run.charge_csu, run.elapsed_s) == ("ended", 1000, 600)
+    before = site.entries()
+    site.now += 60
+    site.window()
+    assert site.entries() == before + 1, "the look at the entries itself"
+
+
 @pytest.mark.parametrize("known", ["running", "unknown", "lost"])
 def test_an_end_made_up_weeks_later_charges_nothing(site: Site, known: str) -> None:
     token = site.submit(6000)
