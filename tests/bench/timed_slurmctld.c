@@ -211,7 +211,7 @@ static void submits(char *text, bool unlike)
 	print_times(count);
 }
 
-static void ends(char *text)
+static void timed_ends(char *text)
 {
 	int count = read_count(&text);
 	uint32_t first_job_id = (uint32_t) strtoul(text, &text, 10);
@@ -261,7 +261,7 @@ int main(void)
 		} else if (rest && !strncmp(line, "unlike ", 7)) {
 			submits(rest + 1, true);
 		} else if (rest && !strncmp(line, "ends ", 5)) {
-			ends(rest + 1);
+			timed_ends(rest + 1);
 		} else {
 			run_line(line);
 			continue;
