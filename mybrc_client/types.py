@@ -51,7 +51,7 @@ def checked(value: Any, *kinds: type) -> Any:
 def parse_datetime(text: Any) -> datetime.datetime:
     """An ISO 8601 time, with its zone if it has one. ValueError or TypeError otherwise."""
     checked(text, str)
-    if _USUAL_TIME.fullmatch(text):  # in a fifth of the time
+    if _USUAL_TIME.fullmatch(text):  # quicker
         return datetime.datetime.fromisoformat(text[:-1] + "+00:00" if text[-1] == "Z" else text)
     value: datetime.datetime = isoparse(text)
     return value

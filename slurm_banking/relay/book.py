@@ -319,7 +319,7 @@ class DeliveryBook:
         self._idle.notify_all()
         return after
 
-    def resolved(self, run_id: int, account: str) -> None:
+    def resolved(self, run_id: int) -> None:
         """What the bank holds for it is in the ledger now; it is still in flight."""
         with self._lock:
             self._sql("UPDATE deliveries SET unresolved = 0 WHERE run_id = ?", (run_id,))

@@ -360,7 +360,7 @@ class _Round:
                 run = tx.run(delivery.run.run_id)
             assert run is not None
             delivery = replace(delivery, run=run)
-        self._book.resolved(delivery.run.run_id, delivery.run.account)
+        self._book.resolved(delivery.run.run_id)
         return delivery, None
 
     def _acknowledge(self, delivery: Delivery, answer: Acknowledgement, reason: str) -> None:

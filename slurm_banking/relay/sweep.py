@@ -157,9 +157,8 @@ class WindowReport:
     read: int = 0
     charged: int = 0  #: runs that had left no record
     voided: int = 0
-    earlier: int = (
-        0  #: runs that were over before there was this ledger, and were another's by their tokens
-    )
+    #: Runs that were over before there was this ledger, and were another's by their tokens.
+    earlier: int = 0
     drift: List[str] = field(default_factory=list)  #: ended runs that slurmdbd tells otherwise
     rescanned: int = 0  #: marks settled
     until: int = 0  #: everything that ended before is settled
@@ -845,12 +844,9 @@ def _ask_accounting(
 
     def finish(tx: Transaction, run: LedgerRun) -> None:
         for row in told.get(run.job_id, ()):
-            if (
-                row.submit_time == run.submit_time
-                and row.end_time is not None
-                and row.user_id
-                == run.user_id  # slurmctld, killed, may give a job id again in the same second
-            ):
+            # slurmctld, killed, may give a job id again in the same second, to another user's job.
+            same = (row.submit_time, row.user_id) == (run.submit_time, run.user_id)
+            if same and row.end_time is not None:
                 if _end_from_accounting(tx, config, row, state, report.problems):
                     report.ended += 1
                 state.ask_run_at.pop(run.run_id, None)
@@ -973,7 +969,9 @@ def _end_by_times(
     told: List[Tuple[LedgerRun, Run]] = []
     for run in lost:
         row = rows.get((run.job_id, run.submit_time))
-        if row is not None and not row.whole and row.run.started and row.run.end_time is not None:
+        if row is None or row.whole or row.run.account != run.account:
+            continue
+        if row.run.started and row.run.end_time is not None:
             told.append((run, row.run))
 
     def end(tx: Transaction, item: Tuple[LedgerRun, Run]) -> None:

@@ -53,7 +53,7 @@ class RowsOfBank(Protocol):
     def list_runs(self, *, since: int, until: int) -> Iterator[BankRun]: ...
 
 
-class Submitted(Protocol):
+class RowsOfSlurmdbd(Protocol):
     def rows_by_key(self, job_ids: Sequence[int]) -> Mapping[Key, Row]: ...
 
 
@@ -66,7 +66,7 @@ def take_over(
     ledger: Ledger,
     config: Config,
     snapshot: QueueSnapshot,
-    accounting: Submitted,
+    accounting: RowsOfSlurmdbd,
     bank: Callable[[], RowsOfBank],
 ) -> Optional[int]:
     """How many runs were taken over. None: nothing is to be looked at.
@@ -83,7 +83,11 @@ def take_over(
     seen = taken = 0
     while position < end:
         upper = min(position + WINDOW_S, end)
-        rows = _unknown_rows(ledger, config, snapshot, bank(), position, upper, ended_too)
+        try:
+            rows = _unknown_rows(ledger, config, snapshot, bank(), position, upper, ended_too)
+        except NoListing as error:
+            log.warning("bank_rows_not_listed problem=%s", error)
+            rows, upper = [], end
         known = accounting.rows_by_key(sorted({run.job_id for _, run in rows})) if rows else {}
         seen += len(rows)
         for row, run in rows:
@@ -114,25 +118,25 @@ def _unknown_rows(
     until: int,
     ended_too: bool,
 ) -> List[Tuple[BankRun, Run]]:
-    """Rows of runs that neither the queue nor the ledger has."""
+    """Rows of runs that neither the queue nor the ledger has.
+
+    :raises NoListing: a bank of the original generation.
+    """
     names = RowNames(config.api.job_id_format, ledger.cluster)
     # Of a job that waits by the queue the bank may have a run that has not ended: slurmctld forgot its start.
     present = {(job.job_id, job.submit_time) for job in snapshot.jobs}
     running = {(job.job_id, job.submit_time) for job in snapshot.jobs if is_started(job)}
     found: List[Tuple[BankRun, Run]] = []
-    try:
-        for row in bank.open_runs(since=since, until=until):
-            run = _as_run(row, names, ledger.cluster)
-            if run is not None and run.end_time is None:
-                if (run.job_id, run.submit_time) not in running:
-                    found.append((row, run))
-        for row in bank.list_runs(since=since, until=until) if ended_too else ():
-            run = _as_run(row, names, ledger.cluster)
-            if run is not None and run.end_time is not None and run.state not in NO_RUN:
-                if (run.job_id, run.submit_time) not in present:
-                    found.append((row, run))
-    except NoListing as error:
-        log.warning("bank_rows_not_listed problem=%s", error)
+    for row in bank.open_runs(since=since, until=until):
+        run = _as_run(row, names, ledger.cluster)
+        if run is not None and run.end_time is None:
+            if (run.job_id, run.submit_time) not in running:
+                found.append((row, run))
+    for row in bank.list_runs(since=since, until=until) if ended_too else ():
+        run = _as_run(row, names, ledger.cluster)
+        if run is not None and run.end_time is not None and run.state not in NO_RUN:
+            if (run.job_id, run.submit_time) not in present:
+                found.append((row, run))
     unknown: List[Tuple[BankRun, Run]] = []
     for first in range(0, len(found), ROWS_PER_READ):
         with ledger.transaction(write=False) as tx:

@@ -549,7 +549,8 @@ def restore(site: BreakableCluster, timeout_s: float = RESTORE_S) -> str:
     """All damage undone, whatever is down started, and the site's own healing waited for; "" or what is not well.
 
     Well is: slurmctld answers, every node takes jobs, one relay answers, the ledger is sound and complete, nothing waits
-    for the bank, and the funds of every account in use are known. What an operator would do is done once: nodes resumed, deliveries that were given up tried again.
+    for the bank, and the funds of every account in use are known. What an operator would do is done once: nodes resumed,
+    deliveries that were given up tried again.
     """
     until = time.monotonic() + timeout_s
     problems: list[str] = []

@@ -206,7 +206,6 @@ def test_an_answer_that_stops_is_gone_on_with_where_it_stopped(site: Site) -> No
     with pytest.raises(BankUnavailable):
         take(site, bank, slurmdbd)
     assert [run.job_id for run in site.runs()] == [7]
-    bank.problem, bank.windows = None, set()
     bank = Bank(*bank.rows)
     assert take(site, bank, slurmdbd) == 1
     assert bank.windows == {(START + WINDOW_S, START + 2 * WINDOW_S)}
@@ -244,7 +243,6 @@ def test_what_ended_at_the_bank_is_charged_as_the_bank_has_it(lost: Site) -> Non
     )
     assert (otherwise.charge_csu, otherwise.ledger_csu) == (777, 777)
     with lost.ledger.transaction() as tx:
-        # what was charged last is what counts
         assert [d.phase for d in tx.next_deliveries()] == ["end", "end"]
         assert not tx.check()
 
@@ -307,6 +305,14 @@ def test_of_a_run_that_is_taken_over_slurmdbd_may_have_the_times(
     assert f"run_ended_by_times job_id=7 submit_time={SUBMIT} elapsed_s=600" in caplog.text
 
 
+def test_times_of_another_accounts_job_are_not_this_ones(site: Site) -> None:
+    assert take(site, Bank(ROW)) == 1
+    site.sacct.parts = [an_ended(a_job(submit_time=SUBMIT), user_id=0, account="fc_beta")]
+    for _ in range(4):
+        site.see(after_s=sweep.LOST_S)
+    assert (the_run(site).slurm_state, the_run(site).charge_csu) == ("LOST", 0)
+
+
 def test_what_began_in_the_second_in_which_slurmctld_was_started_again_is_lost_like_what_began_before(
     site: Site,
 ) -> None:
@@ -347,7 +353,7 @@ def test_a_bank_that_lists_nothing_is_asked_once(
 ) -> None:
     bank = Bank(problem=NoListing("the bank does not list its rows by time"))
     assert take(site, bank) == 0
-    assert "bank_rows_not_listed" in caplog.text
+    assert caplog.text.count("bank_rows_not_listed") == bank.asked == 1
     assert take(site, bank) is None
 
 
