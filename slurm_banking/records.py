@@ -18,6 +18,9 @@ from slurm_banking.tres import Tres
 #: A time limit without bound.
 UNLIMITED = -1
 
+#: A restart count that Slurm does not tell.
+UNKNOWN_RESTART = -1
+
 
 class Mode(enum.Enum):
     """What is checked and what is set aside (words of Moab Accounting Manager)."""

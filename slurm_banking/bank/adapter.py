@@ -32,6 +32,9 @@ from slurm_banking.records import Funds
 PERIOD_S = 300.0
 PERIOD_DOUBTED_S = 5.0
 
+#: How many restart counts below a run's own its row is looked for, besides 0.
+RESTARTS_LOOKED_UNDER = 4
+
 
 @dataclass(frozen=True)
 class Acknowledgement:
@@ -91,7 +94,7 @@ class Bank:
 
     def start(self, run: LedgerRun, amount_csu: int) -> Acknowledgement:
         """Record the start, without an end date. "Already exists" is a result: it is this run's row, or another's."""
-        known = self._as_first_run(run)
+        known = self._told_as_earlier(run)
         if known is not None:
             return Acknowledgement(known.held_csu, known.bank_job_id, "was there already")
         counted_csu = amount_csu if self._start_counts(run.account, run.start_time) else 0
@@ -199,22 +202,30 @@ class Bank:
         first = wire.default_job_id(run, self._job_id_format, self._cluster)
         return [first, wire.other_job_id(first, run)]
 
-    def _as_first_run(self, run: LedgerRun) -> Optional[BankRun]:
-        """Its row under the id that it got as the first run of a job id that was given again.
+    def _told_as_earlier(self, run: LedgerRun) -> Optional[BankRun]:
+        """Its row under the id of a smaller restart count, by which another ledger told it.
 
-        slurmdbd alone cannot tell such a run from a restart, so that a ledger made anew may count one where there was none.
+        slurmdbd may have a row more of a job than slurmctld remembers: of a run whose end or requeue slurmctld forgot, or
+        of an earlier job of that id. A ledger made anew counts restarts by slurmdbd's rows. Each run has a submit time of
+        its own; what a node reported has none, and may be an earlier run's.
         """
         if run.bank_job_id is not None or run.restart_count <= 0:
             return None
-        first = wire.default_job_id(
-            replace(run, restart_count=0), self._job_id_format, self._cluster
-        )
-        row = self._get(wire.other_job_id(first, run), run)
-        return row if row is not None and row.is_of(run) else None
+        lower = range(run.restart_count - 1, -1, -1)
+        for restart_count in dict.fromkeys([*lower[:RESTARTS_LOOKED_UNDER], 0]):
+            earlier = replace(run, restart_count=restart_count)
+            own = wire.default_job_id(earlier, self._job_id_format, self._cluster)
+            for bank_job_id in (own, wire.other_job_id(own, run)):
+                row = self._get(bank_job_id, run)
+                if row is None:
+                    break  # nobody had to make way
+                if row.is_of(run) and not row.told_by_node:
+                    return row
+        return None
 
     def _locate(self, run: LedgerRun) -> Tuple[str, Optional[BankRun], str]:
         """The run's id at the bank, its row if it has one, and a note if its own id is another's."""
-        known = self._as_first_run(run)
+        known = self._told_as_earlier(run)
         if known is not None:
             return known.bank_job_id, known, ""
         note = ""

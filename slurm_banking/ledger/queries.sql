@@ -105,7 +105,7 @@ VALUES (:job_id, :submit_time, :restart_count, :state, :lien_id, :counted, :acco
 SELECT * FROM runs WHERE run_id = ?;
 
 -- name: find_run
-SELECT * FROM runs WHERE job_id = ? AND submit_time = ? AND slurm_state != 'STRUCK' ORDER BY restart_count DESC;
+SELECT * FROM runs WHERE job_id = ? AND submit_time = ? AND restart_count >= -1 ORDER BY restart_count DESC;
 
 -- name: running_runs
 SELECT * FROM runs WHERE state = 'running' ORDER BY run_id;
@@ -156,6 +156,9 @@ UPDATE runs SET state = 'ended', slurm_state = :slurm_state, restart_count = :re
 	bank_csu = CASE WHEN :shares_row THEN 0 ELSE bank_csu END,
 	bank_job_id = CASE WHEN :shares_row THEN NULL ELSE bank_job_id END,
 	inputs = :inputs, end_acked = 0, parked = NULL WHERE run_id = :run_id;
+
+-- name: make_way
+UPDATE runs SET restart_count = :restart_count, inputs = :inputs WHERE run_id = :run_id;
 
 -- name: others_row
 SELECT COUNT(*) FROM runs WHERE job_id = ? AND bank_job_id = ? AND run_id != ? AND slurm_state != 'STRUCK';

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional
 
-from slurm_banking.records import Funds, FundsKind
+from slurm_banking.records import UNKNOWN_RESTART, Funds, FundsKind
 
 #: ``user_id`` of the row that speaks of the whole account.
 WHOLE_ACCOUNT = -1
@@ -130,9 +130,17 @@ class LedgerRun:
         return self.slurm_state == STRUCK
 
     @property
+    def made_way(self) -> bool:
+        """Whether its key is another run's: it was struck, or slurmctld gave its job id to another user's job.
+
+        Such a run is never found by its key again (queries.sql), and ``restart_count`` is only a number of its own.
+        """
+        return self.restart_count < UNKNOWN_RESTART
+
+    @property
     def told_restart_count(self) -> int:
-        """The restart count that Slurm told; of a struck run ``restart_count`` is only a number of its own."""
-        return int(self.inputs["told_restart_count"]) if self.struck else self.restart_count
+        """The restart count that Slurm told."""
+        return int(self.inputs["told_restart_count"]) if self.made_way else self.restart_count
 
 
 @dataclass(frozen=True)

@@ -621,11 +621,9 @@ class Transaction:
 
         :raises EntryConflict: the key belongs to another user or account.
         """
-        existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
-        if existing is not None:
-            _check_same(existing, run)
-            if not _starts_again(existing, run):
-                return existing, False
+        existing = self._under_key(run, actor)
+        if existing is not None and not _starts_again(existing, run):
+            return existing, False
         lien = self.find_lien(
             job_id=run.job_id,
             array_job_id=run.array_job_id,
@@ -694,6 +692,52 @@ class Transaction:
         started = self.run(run_id)
         assert started is not None
         return started, True
+
+    def _under_key(self, run: Run, actor: str) -> Optional[LedgerRun]:
+        """The same run, if it is there. Another user's that began earlier makes way: it is over, and keeps its charge.
+
+        slurmctld, killed before it had saved the job ids of an array's tasks, gives them again; if to a job that was
+        submitted in the same second, two runs have one key. The later one has it from then on, as in slurmdbd.
+
+        :raises EntryConflict: it is another account's of this user, or nothing says that it began earlier, or this one is
+            what made way.
+        """
+        existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
+        if existing is None:
+            return None
+        if existing.user_id != run.user_id and self._is_later(run, existing):
+            self._make_way(existing, actor)
+            return None
+        _check_same(existing, run)
+        return existing
+
+    def _is_later(self, run: Run, existing: LedgerRun) -> bool:
+        if not run.started or run.start_time is None or existing.start_time is None:
+            return False
+        return run.start_time > existing.start_time and not any(
+            other.made_way
+            and (other.submit_time, other.user_id) == (run.submit_time, run.user_id)
+            and not other.struck
+            for other in self.runs_by_job(run.job_id)
+        )
+
+    def _make_way(self, existing: LedgerRun, actor: str) -> None:
+        """Its key is another's from now on. A run that goes on is lost: slurmctld does not know it any more."""
+        if existing.state == "running":
+            self.lose_run(existing, actor=actor)
+        seq = self._append_of(
+            existing,
+            "note",
+            lien_id=existing.lien_id,
+            amount_csu=0,
+            reason="slurmctld gave its job id to another user's job",
+            actor=actor,
+        )
+        over = self.run(existing.run_id)
+        assert over is not None
+        inputs = {**over.inputs, "told_restart_count": over.told_restart_count}
+        moved = {"run_id": over.run_id, "restart_count": -1 - seq, "inputs": dump_json(inputs)}
+        self._run("make_way", moved)
 
     def _insert_run(self, run: Run, values: Mapping[str, Any]) -> int:
         cursor = self._run(
@@ -807,9 +851,7 @@ class Transaction:
 
         :raises EntryConflict: the key belongs to another user or account.
         """
-        existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
-        if existing is not None:
-            _check_same(existing, run)
+        existing = self._under_key(run, actor)
         if run.resizing:
             return EndResult(kind="ignored", run=existing)  # not an end
         if not run.started:

@@ -187,7 +187,7 @@ def compare_run(
     ``adopted_csu``: the charge that was taken over from the bank when the ledger was rebuilt, if it was. The second value
     is :data:`AGREES` or one of :data:`WHY_NOT` where nothing is found.
     """
-    same = [one for one in known if one.submit_time == run.submit_time]
+    same = [one for one in known if one.submit_time == run.submit_time and not one.made_way]
     if not same:
         return _not_there(run, rules)
     chosen = min(same, key=lambda one: _distance(one, run, rules))

@@ -38,8 +38,8 @@ from slurm_banking.errors import EntryConflict, LedgerBusy, LedgerError, RelayUn
 from slurm_banking.ledger import Ledger, LedgerRun, Transaction
 from slurm_banking.reconcile import findings as kinds
 from slurm_banking.reconcile.findings import BANK, LEDGER, Finding
-from slurm_banking.records import Run
-from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Accounting
+from slurm_banking.records import UNKNOWN_RESTART, Run
+from slurm_banking.slurm.sacct import Accounting
 
 ACTOR = "reconcile"
 

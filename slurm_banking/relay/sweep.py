@@ -28,9 +28,9 @@ from slurm_banking.config import Config
 from slurm_banking.errors import EntryConflict, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction
 from slurm_banking.ledger.transaction import LOST
-from slurm_banking.records import UNLIMITED, Estimate, QueuedJob, Run
+from slurm_banking.records import UNKNOWN_RESTART, UNLIMITED, Estimate, QueuedJob, Run
 from slurm_banking.slurm.runaway import is_made_up, is_overdue
-from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Accounting
+from slurm_banking.slurm.sacct import Accounting
 from slurm_banking.slurm.squeue import QueueSnapshot, is_pending, is_started
 from slurm_banking.tres import Tres, parse_tres
 
@@ -1135,7 +1135,7 @@ def _end_from_accounting(
     if existing is None and row.restart_count != UNKNOWN_RESTART:
         # Job and submit time name one run; a rank among slurmdbd's rows may not be the restart count.
         existing = tx.find_run(row.job_id, row.submit_time)
-    if existing is not None:
+    if existing is not None and existing.user_id == row.user_id:
         if existing.state == "ended" and not _may_restate(existing, row):
             _tell_drift(existing, row, state, drift)
             return False
@@ -1273,6 +1273,8 @@ def _settle_rows(
                 existing = tx.find_run(row.job_id, row.submit_time)
                 if (
                     existing is not None
+                    and existing.user_id
+                    == row.user_id  # another's: the ledger knows whose key it is
                     and existing.state == "ended"
                     and not _may_restate(existing, row)
                 ):

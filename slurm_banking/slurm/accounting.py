@@ -40,7 +40,7 @@ from typing import (
 )
 
 from slurm_banking.charge import allocated, segments_of
-from slurm_banking.records import Run
+from slurm_banking.records import UNKNOWN_RESTART, Run
 from slurm_banking.tres import Tres, parse_tres
 
 #: How many job ids one question is for.
@@ -52,9 +52,6 @@ _FINAL_STATES = frozenset(
 )
 _OPEN_STATES = frozenset({"PENDING", "RUNNING", "SUSPENDED", "RESIZING"})
 _WITHOUT_END = _OPEN_STATES - {"RESIZING"}
-
-#: For restart_count: not known.
-UNKNOWN_RESTART = -1
 
 #: What rows say where a job has no nodes.
 NO_NODES = frozenset({"None assigned", "None", "(null)", ""})

@@ -17,7 +17,8 @@ import re
 from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from slurm_banking.errors import SlurmUnavailable
-from slurm_banking.slurm.accounting import UNKNOWN_RESTART, Row, make_row
+from slurm_banking.records import UNKNOWN_RESTART
+from slurm_banking.slurm.accounting import Row, make_row
 from slurm_banking.slurm.rest import flatten
 from slurm_banking.slurm.rest.errors import RestTooMuch
 from slurm_banking.slurm.rest.flatten import Problem

@@ -14,9 +14,9 @@ import time
 from typing import Collection, List, Mapping, Optional, Sequence, Tuple
 
 from slurm_banking.errors import SlurmUnavailable
+from slurm_banking.records import UNKNOWN_RESTART
 from slurm_banking.slurm import commands
 from slurm_banking.slurm.accounting import (
-    UNKNOWN_RESTART,
     Accounting,
     OperatorUids,
     Row,
@@ -26,7 +26,7 @@ from slurm_banking.slurm.accounting import (
 )
 from slurm_banking.slurm.commands import Runner
 
-__all__ = ("ENDED_STATES", "UNKNOWN_RESTART", "Accounting", "OperatorUids", "Sacct", "only_root")
+__all__ = ("ENDED_STATES", "Accounting", "OperatorUids", "Sacct", "only_root")
 
 MAX_OUTPUT_BYTES = 1024 * 1024 * 1024
 TIMEOUT_S = 180.0

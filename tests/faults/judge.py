@@ -42,6 +42,9 @@ OTHER_TIMES = "slurmdbd has other times than slurmctld's log and the job itself"
 NO_CPUS = "slurmdbd has its times, and no longer what was allocated to it"
 REASONS = (NO_START, NO_END, NO_RECORD, LOST_BY_SLURM, ONLY_AT_BANK, OTHER_TIMES, NO_CPUS)
 
+#: A restart count below is a number that the ledger gave to a run whose key is another's.
+NOT_TOLD = -1
+
 #: The state of a run that slurmctld does not know any more, and of which nobody told the end.
 LOST_STATE = "LOST"
 
@@ -265,6 +268,8 @@ class Judge:
         for asked in books.asked:
             self._asked[asked[0]].append(asked)
         self._ours: dict[Key, Mapping[str, Any]] = {}
+        #: Runs whose key slurmctld gave to another user's job: slurmdbd has that one alone.
+        self._made_way: list[Mapping[str, Any]] = []
         self._only_at_bank: Counter[Holder] = Counter()
 
     def judge(self) -> Verdict:
@@ -272,11 +277,13 @@ class Judge:
         self._index()
         self._pair()
         self._sacct()
+        self._keys_given_again()
         self._bank()
         self._sums()
         self._liens()
         self._overdraft()
         verdict.runs = len({key for key, cost in self._expected.items()} | set(self._ours))
+        verdict.runs += len(self._made_way)
         verdict.unsettled += [
             f"job {row['job_id']}: its {row['phase']} waits for the bank"
             for row in self.books.outbox
@@ -296,6 +303,9 @@ class Judge:
                 )
                 continue
             key = run["job_id"], run["submit_time"]
+            if run["restart_count"] < NOT_TOLD:
+                self._made_way.append(run)
+                continue
             before = self._ours.get(key)
             if before is not None and before["charge_csu"] and run["charge_csu"]:
                 self.verdict.doubled.append(
@@ -363,6 +373,28 @@ class Judge:
                 continue  # told where the bank is compared
             elif mine is None:
                 self.verdict.lost.append(f"not in the ledger: {self._text(key, run)}")
+            else:
+                self.verdict.drift.append(self._text(key, run))
+
+    def _keys_given_again(self) -> None:
+        """A run whose key is another's, which began later: by the other witnesses, like any that slurmdbd has no record of."""
+        for run in self._made_way:
+            key = run["job_id"], run["submit_time"]
+            other = self._ours.get(key)
+            later = (
+                other is not None
+                and other["user_id"] != run["user_id"]
+                and other["start_time"] > run["start_time"]
+            )
+            if later and run["slurm_state"] == LOST_STATE and not run["charge_csu"]:
+                self._except(key, run, LOST_BY_SLURM)
+            elif (
+                later
+                and self.books.daemons_lost
+                and self.witness.saw(run["job_id"], run["start_time"], run["end_time"])
+                and self._recomputed(run) == run["charge_csu"]
+            ):
+                self._except(key, run, NO_RECORD)
             else:
                 self.verdict.drift.append(self._text(key, run))
 
@@ -562,7 +594,13 @@ class Judge:
         ledger: Counter[Holder] = Counter()
         folded: Counter[Holder] = Counter()
         of_sacct: Counter[Holder] = Counter()
-        uid_of = {(run["job_id"], run["submit_time"]): run for run in self.books.runs}
+        uid_of = {
+            (run["job_id"], run["submit_time"]): run
+            for run in self.books.runs
+            if run["restart_count"] >= NOT_TOLD
+        }
+        for run in self._made_way:
+            of_sacct[run["account"], run["user_id"]] += run["charge_csu"] or 0
         for run in self.books.runs:
             holder = run["account"], run["user_id"]
             folded[holder] += run["ledger_csu"]

@@ -152,6 +152,32 @@ def test_a_run_of_slurmdbd_that_the_ledger_does_not_have_is_lost() -> None:
     assert not verdict.good and verdict.drift_csu == 100
 
 
+def test_a_run_whose_key_another_user_s_has_is_judged_by_the_other_witnesses() -> None:
+    """slurmdbd has the later one alone."""
+    other = {"user_id": USER + 1, "start_time": START + 20, "end_time": START + 50}
+    later = run(1, 30, run_id=9, bank_job_id=f"1-{SUBMIT}", **other)
+    later_at_bank = at_bank(f"1-{SUBMIT}", 300, **other)
+    of_slurmdbd = row(1, 30, UID=str(USER + 1), Start=str(START + 20), End=str(START + 50))
+    holders = {("fc_alpha", USER): 100, ("fc_alpha", USER + 1): 300}
+
+    def judged(first: dict[str, Any], notes: list[Note]) -> Verdict:
+        kept = {**holders, ("fc_alpha", USER): first["charge_csu"]}
+        mine = at_bank(1, first["charge_csu"])
+        return judge(
+            books([of_slurmdbd], [first, later], [mine, later_at_bank], notes=notes, entry_sums=kept, bank_used=kept)
+        )  # fmt: skip
+
+    seen = [Note(kind="start", job_id=1, restart=0, at=START), Note(kind="end", job_id=1, restart=0, at=START + 10)]  # fmt: skip
+    first = run(1, restart_count=-7)
+    verdict = judged(first, seen)
+    assert verdict.good and reasons(verdict) == [NO_RECORD] and verdict.runs == 2
+    assert not judged(first, []).good, "nobody saw it"
+    assert not judged({**first, "user_id": USER + 1}, seen).good, "nobody had its key"
+    lost = run(1, 0, restart_count=-7, slurm_state="LOST")
+    verdict = judged(lost, [])
+    assert verdict.good and reasons(verdict) == [LOST_BY_SLURM]
+
+
 def test_a_charge_that_never_reached_the_bank_is_lost() -> None:
     verdict = judge(books([row(1)], [run(1, bank_job_id=None)], []))
     assert "not at the bank" in verdict.lost[0] and not verdict.good

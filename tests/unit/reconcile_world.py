@@ -21,13 +21,12 @@ from slurm_banking.ledger import Ledger, LedgerRun, health
 from slurm_banking.reconcile import fix
 from slurm_banking.reconcile.findings import Finding
 from slurm_banking.reconcile.run import Report, reconcile
-from slurm_banking.records import Run
+from slurm_banking.records import UNKNOWN_RESTART, Run
 from slurm_banking.relay import mend
 from slurm_banking.relay.book import FILE_NAME, DeliveryBook
 from slurm_banking.relay.deliver import deliver_due
 from slurm_banking.relay.funds import refresh_funds
 from slurm_banking.slurm.accounting import Row
-from slurm_banking.slurm.sacct import UNKNOWN_RESTART
 from tests.builders import SUBMITTED, a_run
 from tests.unit.portal_model import Portal, csu, su
 from tests.unit.relay_parts import CONFIG

@@ -160,6 +160,37 @@ def test_a_restart_that_a_rebuilt_ledger_made_up_is_found_under_the_id_of_a_firs
     assert sorted(portal.jobs) == ["7", told.bank_job_id]
 
 
+def test_a_run_that_a_rebuilt_ledger_counts_one_restart_higher_is_found_where_it_was_told(
+    portal: Portal,
+) -> None:
+    """slurmdbd has a row more of its job: of a requeue that slurmctld forgot when it was killed."""
+    bank_of(portal).end(a_ledger_run(submit_time=SUBMITTED - 100, start_time=SUBMITTED - 90))
+    told = bank_of(portal).start(replace(RUNNING, restart_count=1), 100)
+    assert told.bank_job_id == "7-r1"
+    for rebuilt in (replace(RUNNING, restart_count=2), replace(RUNNING, restart_count=5)):
+        assert bank_of(portal).start(rebuilt, 100).bank_job_id == "7-r1"
+        found = bank_of(portal).find_run(rebuilt)
+        assert found is not None and found.bank_job_id == "7-r1"
+        ended = a_ledger_run(restart_count=rebuilt.restart_count)
+        assert bank_of(portal).end(ended).bank_job_id == "7-r1"
+    assert sorted(portal.jobs) == ["7", "7-r1"]
+
+
+def test_a_restart_is_looked_for_under_a_few_other_counts_and_no_more(portal: Portal) -> None:
+    told = bank_of(portal).start(replace(RUNNING, restart_count=1000), 100)
+    assert told.bank_job_id == "7-r1000"
+    assert asked(portal).count("GET jobs") == 5
+
+
+def test_what_a_node_reported_of_an_earlier_run_is_not_this_runs(portal: Portal) -> None:
+    portal._create({
+        "jobslurmid": "7-r1", "userid": "1001", "accountid": "fc_alpha", "amount": "0.00",
+        "startdate": datetime.datetime.fromtimestamp(SUBMITTED + 5, datetime.timezone.utc).isoformat(),
+    })  # fmt: skip
+    told = bank_of(portal).start(replace(RUNNING, restart_count=2), 100)
+    assert told.bank_job_id == "7-r2"
+
+
 def test_an_end_alone_never_overwrites_another_jobs_row(portal: Portal) -> None:
     bank = bank_of(portal)
     bank.end(a_ledger_run(submit_time=SUBMITTED - 5000, charge_csu=70))

@@ -93,6 +93,53 @@ def test_another_user_under_one_run_is_a_conflict_and_leaves_the_ledger_alone(
         assert available(tx) == 9_960
 
 
+@pytest.mark.parametrize("running", [False, True])
+def test_a_later_run_of_another_user_has_the_key_and_the_earlier_one_keeps_its_charge(
+    ledger: Ledger, running: bool
+) -> None:
+    """slurmctld, killed before it had saved an array's job ids, gave them again, in the same second."""
+    later = {"user_id": 1002, "start_time": SUBMITTED + 20, "end_time": SUBMITTED + 30}
+    with ledger.transaction() as tx:
+        bound(tx)
+        if running:
+            tx.start_run(
+                a_run(state="RUNNING", end_time=None), share_csu=100, inputs={}, actor="test"
+            )
+        else:
+            end(tx, 40)
+    with ledger.transaction() as tx:
+        assert end(tx, 70, **later).kind == "charged"
+    with ledger.transaction() as tx:
+        first, second = tx.runs_by_job(7)
+        assert (first.user_id, first.state, first.charge_csu) == (
+            1001,
+            "ended",
+            0 if running else 40,
+        )
+        assert (first.made_way, first.told_restart_count) == (True, 0)
+        assert (second.user_id, second.charge_csu, second.made_way) == (1002, 70, False)
+        assert tx.find_run(7, SUBMITTED) == tx.find_run(7, SUBMITTED, 0) == second
+        assert not tx.check()
+        notes = [entry.reason for entry in tx.entries_by_job(7) if entry.kind == "note"]
+        assert notes == ["slurmctld gave its job id to another user's job"]
+    with ledger.transaction() as tx:
+        assert end(tx, 70, **later).kind == "duplicate"
+    for told in ({}, {"start_time": SUBMITTED + 99, "end_time": SUBMITTED + 100}):
+        with pytest.raises(EntryConflict, match="user_id"):
+            with ledger.transaction() as tx:
+                end(tx, 40, **told)
+
+
+def test_a_job_of_another_user_that_never_ran_takes_no_key(ledger: Ledger) -> None:
+    with ledger.transaction() as tx:
+        bound(tx)
+        end(tx, 40)
+        kept = tx.find_run(7, SUBMITTED)
+        with pytest.raises(EntryConflict, match="user_id"):
+            end(tx, 0, user_id=1002, started=False, start_time=SUBMITTED + 99)
+        assert tx.find_run(7, SUBMITTED) == kept
+
+
 def test_requeued_run_is_charged_and_the_next_runs_lien_is_appended_with_it(ledger: Ledger) -> None:
     with ledger.transaction() as tx:
         bound(tx)

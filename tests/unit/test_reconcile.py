@@ -628,6 +628,19 @@ def test_a_row_that_the_bank_is_about_to_be_told_is_no_run_s_waits(books: Books)
     assert found(books.compare()) == [("unknown", "bank", 1)], "if nobody tells it, it is found"
 
 
+def test_a_run_whose_key_slurmctld_gave_to_another_user_s_is_left_alone(books: Books) -> None:
+    first = a_slurm_run(1)
+    assert first.start_time is not None and first.end_time is not None
+    books.end(first)
+    later = replace(
+        first, user_id=1002, start_time=first.start_time + 5, end_time=first.end_time + 5
+    )
+    books.end(later)
+    assert [run.user_id for run in books.accounting.runs] == [1002], "as slurmdbd does"
+    report = books.compare()
+    assert report.clean and (report.runs, report.rows) == (1, 2)
+
+
 def test_a_row_that_was_listed_before_its_run_s_window_is_not_asked_for_again(
     books: Books,
 ) -> None:

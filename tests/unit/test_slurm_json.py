@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_banking.errors import SlurmUnavailable
-from slurm_banking.records import UNLIMITED, Run
-from slurm_banking.slurm.accounting import UNKNOWN_RESTART, Row
+from slurm_banking.records import UNKNOWN_RESTART, UNLIMITED, Run
+from slurm_banking.slurm.accounting import Row
 from slurm_banking.slurm.json_rows import PIECE_ROWS, Pieces, Uids
 from slurm_banking.slurm.rest import RestTooMuch
 from slurm_banking.slurm.sacct import Sacct

@@ -10,7 +10,8 @@ import pytest
 
 from slurm_banking import tokens
 from slurm_banking.errors import SlurmUnavailable
-from slurm_banking.slurm.sacct import UNKNOWN_RESTART, Sacct
+from slurm_banking.records import UNKNOWN_RESTART
+from slurm_banking.slurm.sacct import Sacct
 from slurm_banking.tres import Tres
 
 TEXT = (Path(__file__).parent / "data" / "slurm-22.05" / "sacct.txt").read_text("utf-8")

@@ -736,6 +736,33 @@ def test_another_user_under_the_same_run_is_told_and_changes_nothing(site: Site)
     assert [run.user_id for run in site.runs()] == [1001]
 
 
+def test_a_job_id_given_again_in_the_same_second_is_the_later_run_s(site: Site) -> None:
+    """slurmctld, killed before it had saved the ids of an array's tasks, gave them to another user's job."""
+    site.see(started(a_job()))
+    report = site.see(started(a_job(user_id=1002), start_time=2_000_000_013))
+    assert (report.started, report.problems) == (1, [])
+    first, second = site.runs()
+    assert (first.user_id, first.slurm_state, first.charge_csu) == (1001, "LOST", 0)
+    assert (second.user_id, second.state) == (1002, "running")
+    times = {"start_time": 2_000_000_013, "end_time": 2_000_000_073, "elapsed_s": 60}
+    site.sacct.rows = [an_ended(a_job(), user_id=1002, **times)]
+    at_end(site)
+    site.window()
+    assert [run.charge_csu for run in site.runs()] == [0, 100]
+
+
+def test_what_slurmdbd_alone_has_of_a_job_id_given_again_is_charged(site: Site) -> None:
+    times = {"start_time": 2_000_000_613, "end_time": 2_000_000_673, "elapsed_s": 60}
+    site.sacct.rows = [an_ended(a_job())]
+    at_end(site)
+    site.window()
+    site.sacct.rows = [an_ended(a_job(), user_id=1002, **times)]
+    for _ in range(2):
+        site.now += 20
+        assert not site.window().problems
+        assert [(run.user_id, run.charge_csu) for run in site.runs()] == [(1001, 1000), (1002, 100)]
+
+
 # -- liens whose job is gone --------------------------------------------------------------------------------------------
 
 
