@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from decimal import Decimal
+from math import ceil
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from mybrc_client.api.jobs import list_jobs
@@ -24,7 +25,7 @@ from slurm_banking.errors import BankRefused, BankUnavailable
 #: Of the bundled bank; the portal gives 100, whatever is asked for.
 PAGE_ROWS = 1000
 LEAST_PAGE_ROWS = 100
-#: A window with more rows than this is cut in two, unless it is a second already.
+#: A window with more rows than this is cut into parts, unless it is a second already.
 MOST_ROWS = 2000
 #: The same, where everything started in one second.
 _MOST_PAGES = 5000
@@ -90,8 +91,7 @@ def rows(
             first = _page(transport, filters, 1)
             _check_filtered(first, low, high)
             if first.count > MOST_ROWS and high - low > 1:
-                middle = low + (high - low) // 2
-                windows += [(middle, high), (low, middle)]
+                windows += reversed(_parts(low, high, first.count))
                 continue
             found = list(_window(transport, filters, first, pause))
         except BankUnavailable as error:
@@ -103,6 +103,13 @@ def rows(
         for row in found:
             if row.start_time is not None and row.start_time < high:
                 yield row
+
+
+def _parts(low: int, high: int, count: int) -> List[Tuple[int, int]]:
+    """Two or more, in which there are fewer rows than wanted if they started steadily."""
+    parts = min(max(2, ceil(count / (0.8 * MOST_ROWS))), high - low)
+    cuts = [low + (high - low) * part // parts for part in range(parts + 1)]
+    return list(zip(cuts, cuts[1:]))
 
 
 def _window(

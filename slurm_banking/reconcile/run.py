@@ -531,6 +531,13 @@ class _Comparison:
     # -- the bank -------------------------------------------------------------------------------------------------------
 
     def _list(self, low: int, high: int) -> Sequence[BankRun]:
+        """In two halves at once: the bank works at one while the other's rows are read."""
+        middle = low + (high - low) // 2
+        later = _Asked(lambda: self._list_part(middle, high))
+        rows = self._list_part(low, middle)
+        return [*rows, *later.answer()]
+
+    def _list_part(self, low: int, high: int) -> Sequence[BankRun]:
         return self._patiently(
             lambda: list(self._bank.list_runs(since=low, until=high, account=self._account))
         )

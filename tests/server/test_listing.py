@@ -155,7 +155,35 @@ class _Raw:
         pass
 
 
-def _listed(pages: Pages, until: int = START + 1000) -> list[str]:
+class Steady(BaseAdapter):
+    """A bank that lists by time; a row starts every second. It counts what it sends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = 0
+
+    def send(self, request: Any, *_: Any, **__: Any) -> requests.Response:
+        query = {
+            name: int(values[0]) for name, values in parse_qs(urlsplit(request.url).query).items()
+        }
+        low, high, size = query["start_time"], query["end_time"] + 1, query["page_size"]
+        first = low + (query.get("page", 1) - 1) * size
+        numbers = [start - START for start in range(first, min(first + size, high))]
+        self.sent += len(numbers)
+        return Pages((numbers, high - low, first + size < high)).send(request)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_long_time_is_cut_once_into_parts_of_a_few_pages() -> None:
+    """A part that proved too large was asked for in vain."""
+    bank = Steady()
+    assert _listed(bank, START + 30_000) == [str(number) for number in range(30_000)]
+    assert bank.sent < 1.1 * 30_000
+
+
+def _listed(pages: BaseAdapter, until: int = START + 1000) -> list[str]:
     session = requests.Session()
     session.mount("http://", pages)
     transport = Transport("http://bank.test/api", "k", timeout_s=5, session=session)
