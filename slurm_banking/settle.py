@@ -214,7 +214,7 @@ def with_resizes(tx: Transaction, run: Run) -> Run:
     """The run with the parts between its resizes, as they were noted while it ran, unless it was told with them."""
     if not run.started or run.state == RETURNED or run.segments:
         return run
-    resizes = tx.resizes(run.job_id, run.submit_time)
+    resizes = tx.resizes(run)
     if not resizes:
         return run
     had = charging.segments_of(resizes, charging.allocated(run), run.elapsed_s)
@@ -263,7 +263,7 @@ def given_back_csu(tx: Transaction, run: LedgerRun, tres: Tres, price: Mapping[s
     ``tres``: what it has now. ``price``: :meth:`Price.inputs`, as an estimate carries it. It is added to the estimate of
     what the run has now, which counts that from the start.
     """
-    resizes = tx.resizes(run.job_id, run.submit_time)
+    resizes = tx.resizes(run)
     if not resizes:
         return 0
     rates = Rates.from_table(price["rates"])

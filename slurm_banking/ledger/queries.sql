@@ -123,7 +123,8 @@ UPDATE runs SET lien_csu = :lien_csu, inputs = :inputs, time_limit_min = :time_l
 	ledger_csu = :ledger_csu WHERE run_id = :run_id AND state = 'running';
 
 -- name: resizes
-SELECT inputs FROM entries WHERE job_id = ? AND submit_time = ? AND kind = 'note' AND reason = 'resized' ORDER BY seq;
+SELECT inputs FROM entries WHERE job_id = ? AND submit_time = ? AND account = ? AND user_id = ? AND kind = 'note'
+	AND reason = 'resized' ORDER BY seq;
 
 -- name: revive_run
 UPDATE runs SET state = 'running', lien_id = :lien_id, counted = :counted, partition = :partition, qos = :qos,

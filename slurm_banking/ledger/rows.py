@@ -140,7 +140,9 @@ class LedgerRun:
     @property
     def told_restart_count(self) -> int:
         """The restart count that Slurm told."""
-        return int(self.inputs["told_restart_count"]) if self.made_way else self.restart_count
+        return (
+            int(self.inputs.get("told_restart_count", 0)) if self.made_way else self.restart_count
+        )
 
 
 @dataclass(frozen=True)

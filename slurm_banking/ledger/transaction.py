@@ -705,6 +705,8 @@ class Transaction:
         existing = self.find_run(run.job_id, run.submit_time, run.restart_count)
         if existing is None:
             return None
+        if existing.user_id != run.user_id and not run.started:
+            return None  # it has no run, and needs no key
         if existing.user_id != run.user_id and self._is_later(run, existing):
             self._make_way(existing, actor)
             return None
@@ -712,7 +714,7 @@ class Transaction:
         return existing
 
     def _is_later(self, run: Run, existing: LedgerRun) -> bool:
-        if not run.started or run.start_time is None or existing.start_time is None:
+        if run.start_time is None or existing.start_time is None:
             return False
         return run.start_time > existing.start_time and not any(
             other.made_way
@@ -1013,11 +1015,10 @@ class Transaction:
             inputs={"tres": str(tres), "elapsed_s": elapsed_s},
         )
 
-    def resizes(self, job_id: int, submit_time: int) -> Sequence[Tuple[Tres, int]]:
+    def resizes(self, run: Union[LedgerRun, Run]) -> Sequence[Tuple[Tres, int]]:
         """Of each resize of a run: what it had until then, and the seconds that it had run by then."""
-        noted = [
-            load_json(row["inputs"]) or {} for row in self._rows("resizes", (job_id, submit_time))
-        ]
+        key = (run.job_id, run.submit_time, run.account, run.user_id)
+        noted = [load_json(row["inputs"]) or {} for row in self._rows("resizes", key)]
         # Schema 1 noted the CPUs alone.
         return [
             (

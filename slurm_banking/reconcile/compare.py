@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from slurm_banking import charge as charging
 from slurm_banking import policy, settle, tokens
@@ -48,6 +48,7 @@ OPEN_IN_ACCOUNTING = "open_in_accounting"
 TIMES_ALONE = "times_alone"
 WAITING = "waiting"
 NOT_DELIVERED = "not_delivered"
+KEY_GIVEN_AGAIN = "key_given_again"
 OTHERS = "others"
 
 #: What is counted and not reported, in words.
@@ -61,6 +62,7 @@ WHY_NOT: Mapping[str, str] = {
     OPEN_IN_ACCOUNTING: "ended here, and slurmdbd has no end of them",
     TIMES_ALONE: "slurmdbd never got their start, and has their times alone, which agree",
     NOT_DELIVERED: "resolved by an operator without the bank",
+    KEY_GIVEN_AGAIN: "whose job id slurmctld gave to another user's job of the same second, which slurmdbd has alone",
     OTHERS: "rows at the bank under ids that are not this cluster's",
 }
 
@@ -187,10 +189,15 @@ def compare_run(
     ``adopted_csu``: the charge that was taken over from the bank when the ledger was rebuilt, if it was. The second value
     is :data:`AGREES` or one of :data:`WHY_NOT` where nothing is found.
     """
-    same = [one for one in known if one.submit_time == run.submit_time and not one.made_way]
+    same = [one for one in known if one.submit_time == run.submit_time]
+    if any(one.made_way and _holder(one) == _holder(run) for one in same):
+        return (), KEY_GIVEN_AGAIN  # slurmdbd does not have the later one yet
+    same = [one for one in same if not one.made_way]
     if not same:
         return _not_there(run, rules)
     chosen = min(same, key=lambda one: _distance(one, run, rules))
+    if _holder(chosen) != _holder(run) and rules.is_exempt(run):
+        return (), EXEMPT  # another's run, whose key it would have
     findings = [
         _doubled(one, run, f"run {chosen.run_id} is the same run of slurmdbd")
         for one in same
@@ -237,11 +244,15 @@ def _not_there(run: Run, rules: Rules) -> Tuple[Sequence[Finding], str]:
 def _distance(one: LedgerRun, run: Run, rules: Rules) -> Tuple[int, int, int, int]:
     """How far a run of the ledger is from slurmdbd's: the nearest is taken for it."""
     return (
-        int((one.account, one.user_id) != (run.account, run.user_id)),
+        int(_holder(one) != _holder(run)),
         int(not _counts(one) and run.started),
         abs((one.charge_csu or 0) - rules.prices.cost_csu(run)),
         one.run_id,
     )
+
+
+def _holder(one: Union[Run, LedgerRun]) -> Tuple[str, int]:
+    return one.account, one.user_id
 
 
 def _counts(one: LedgerRun) -> bool:
@@ -257,8 +268,7 @@ def _compare(
         # Told alike by slurmctld, it did run on after its limit.
         run = replace(run, elapsed_s=0, segments=())
         expected_csu = rules.prices.cost_csu(run)
-    holder = (one.account, one.user_id)
-    if holder != (run.account, run.user_id):
+    if _holder(one) != _holder(run):
         text = f"{_told(run)}; the ledger has it as user {one.user_id}'s in {one.account}"
         return _of_run(WRONG_HOLDER, one, run, 0, text), WRONG_HOLDER
     if one.state == "running":
@@ -355,6 +365,8 @@ def compare_unseen(
     adopted_csu: Optional[int] = None,
 ) -> Tuple[Sequence[Finding], str]:
     """A run that ended in the ledger, and of which slurmdbd has no end in that time. ``told``: all that it has of the job id."""
+    if one.made_way:
+        return (), KEY_GIVEN_AGAIN
     for run in told:
         if run.submit_time == one.submit_time:
             if run.end_time is None:

@@ -511,7 +511,7 @@ def _strike(tx: Transaction, config: Config, repair: Repair, reason: str, actor:
             other
             for other in tx.runs_by_job(run.job_id)
             if other.run_id != current.run_id
-            and not other.struck
+            and not other.made_way
             and (other.job_id, other.submit_time) == (run.job_id, run.submit_time)
         ]
         if not kept:

@@ -534,7 +534,10 @@ class _Comparison:
         """In two halves at once: the bank works at one while the other's rows are read."""
         middle = low + (high - low) // 2
         later = _Asked(lambda: self._list_part(middle, high))
-        rows = self._list_part(low, middle)
+        try:
+            rows = self._list_part(low, middle)
+        finally:
+            later.wait()
         return [*rows, *later.answer()]
 
     def _list_part(self, low: int, high: int) -> Sequence[BankRun]:
@@ -857,9 +860,12 @@ class _Asked(Generic[T]):
         self._thread = threading.Thread(target=work, name="reconcile", daemon=True)
         self._thread.start()
 
+    def wait(self) -> None:
+        self._thread.join()
+
     def answer(self) -> T:
         """Once; raises what the question did."""
-        self._thread.join()
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._found.pop()

@@ -896,7 +896,7 @@ def _run_key(run: LedgerRun) -> Dict[str, Any]:
         "job_id": run.job_id,
         "job": job_name(run),
         "submit_time": run.submit_time,
-        "restart_count": run.restart_count,
+        "restart_count": run.told_restart_count,
     }
 
 

@@ -49,6 +49,8 @@ PROPOSAL_S = 5
 CONTROLLER_UP_S = 15
 #: Snapshots without its job after which a lien may end.
 TIMES_MISSED = 2
+#: By how many seconds a lien is newer than now that was made by a clock that was ahead: it is as old as any.
+AHEAD_S = 60
 #: More liens than both of these in one sweep are not ended without an operator's word.
 MANY_LIENS = 20
 MANY_PERCENT = 5
@@ -500,7 +502,8 @@ def _confirm_group(
         submit_time=job.submit_time,
         token_lien_id=None if token is None else token.lien_id,
     )
-    if found is None and tx.find_run(job.job_id, job.submit_time) is None:
+    known = tx.find_run(job.job_id, job.submit_time)
+    if found is None and (known is None or known.user_id != job.user_id):
         _open(tx, config, group, token, state, report)
 
 
@@ -789,7 +792,8 @@ def _count_missed(
     absent = [
         lien
         for lien in view.liens.values()
-        if lien.lien_id not in shown and lien.created_us < snapshot.taken_at * 1_000_000
+        if lien.lien_id not in shown
+        and (lien.created_us < snapshot.taken_at * 1_000_000 or _age_s(lien, now) < -AHEAD_S)
     ]
     candidates: List[Lien] = []
 
@@ -801,12 +805,18 @@ def _count_missed(
             return  # bound since
         if current.missed < TIMES_MISSED:
             tx.set_missed(current, current.missed + 1)
-        age_s = now - max(current.created_us, current.confirmed_us or 0) / 1_000_000
-        if current.missed + 1 >= TIMES_MISSED and age_s > config.relay.lien_grace_s:
+        age_s = _age_s(current, now)
+        old = age_s > config.relay.lien_grace_s or age_s < -AHEAD_S
+        if current.missed + 1 >= TIMES_MISSED and old:
             candidates.append(current)
 
     _write(ledger, absent, miss)
     return candidates
+
+
+def _age_s(lien: Lien, now: float) -> float:
+    """Since it was opened, or seen in the queue; below 0 if a clock was set back since."""
+    return now - max(lien.created_us, lien.confirmed_us or 0) / 1_000_000
 
 
 def _ask_accounting(
@@ -1104,7 +1114,27 @@ def _exempt_run(config: Config, row: Run) -> bool:
 
 def _unknown_run(tx: Transaction, row: Run) -> bool:
     """Whether the run that slurmdbd has is not a run here (one that is has its share apart from the lien)."""
-    return tx.find_run(row.job_id, row.submit_time, row.restart_count) is None
+    return _run_of(tx, row, row.restart_count) is None
+
+
+def _run_of(tx: Transaction, row: Run, restart_count: Optional[int] = None) -> Optional[LedgerRun]:
+    """The run here of a row of slurmdbd. Another user's under the same key is another run: whose it is, the ledger decides."""
+    found = tx.find_run(row.job_id, row.submit_time, restart_count)
+    return found if found is not None and found.user_id == row.user_id else None
+
+
+def _is_half_of_another(tx: Transaction, row: Run) -> bool:
+    """Whether it has the start of one run and the end of another: slurmdbd writes the later one over the earlier one."""
+    return (
+        row.started
+        and row.start_time is not None
+        and row.end_time is not None
+        and row.end_time < row.start_time
+        and any(
+            run.submit_time == row.submit_time and run.user_id != row.user_id
+            for run in tx.runs_by_job(row.job_id)
+        )
+    )
 
 
 def _end_from_accounting(
@@ -1131,11 +1161,13 @@ def _end_from_accounting(
                 row.state,
             )
         row = replace(row, elapsed_s=0, segments=())
-    existing = tx.find_run(row.job_id, row.submit_time, row.restart_count)
+    if _is_half_of_another(tx, row):
+        return False
+    existing = _run_of(tx, row, row.restart_count)
     if existing is None and row.restart_count != UNKNOWN_RESTART:
         # Job and submit time name one run; a rank among slurmdbd's rows may not be the restart count.
-        existing = tx.find_run(row.job_id, row.submit_time)
-    if existing is not None and existing.user_id == row.user_id:
+        existing = _run_of(tx, row)
+    if existing is not None:
         if existing.state == "ended" and not _may_restate(existing, row):
             _tell_drift(existing, row, state, drift)
             return False
@@ -1270,11 +1302,9 @@ def _settle_rows(
             for row in rows[first : first + ROWS_PER_READ]:
                 if row.end_time is None or row.resizing:
                     continue
-                existing = tx.find_run(row.job_id, row.submit_time)
+                existing = _run_of(tx, row)
                 if (
                     existing is not None
-                    and existing.user_id
-                    == row.user_id  # another's: the ledger knows whose key it is
                     and existing.state == "ended"
                     and not _may_restate(existing, row)
                 ):

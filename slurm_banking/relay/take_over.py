@@ -22,6 +22,7 @@ from typing import Callable, Iterator, List, Mapping, Optional, Protocol, Sequen
 from slurm_banking import settle
 from slurm_banking.bank import BankRun, NoListing
 from slurm_banking.config import Config
+from slurm_banking.errors import EntryConflict
 from slurm_banking.ledger import Ledger, Transaction
 from slurm_banking.ledger.rows import RETURNED, STRUCK
 from slurm_banking.reconcile.compare import RowNames
@@ -92,9 +93,13 @@ def take_over(
         seen += len(rows)
         for row, run in rows:
             if (run.job_id, run.submit_time) in known:
-                with ledger.transaction() as tx:
-                    taken += _take(tx, config, run, row)
-            elif run.end_time is None:
+                try:
+                    with ledger.transaction() as tx:
+                        taken += _take(tx, config, run, row)
+                    continue
+                except EntryConflict:
+                    pass  # slurmctld gave its job id again: slurmdbd's row is another user's
+            if run.end_time is None:
                 log.warning(
                     "bank_row_of_nobody bank_job=%s: it runs on there, and neither Slurm nor the ledger knows it",
                     row.bank_job_id,
@@ -180,7 +185,8 @@ def _as_run(row: BankRun, names: RowNames, cluster: str) -> Optional[Run]:
 
 def _is_known(tx: Transaction, run: Run, row: BankRun) -> bool:
     return any(
-        known.submit_time == run.submit_time or known.bank_job_id == row.bank_job_id
+        (known.submit_time, known.user_id) == (run.submit_time, run.user_id)
+        or known.bank_job_id == row.bank_job_id
         for known in tx.runs_by_job(run.job_id)
     )
 

@@ -217,6 +217,12 @@ class Witness:
                 self.starts[number].append(at)
             else:
                 self.ends[number].append(at)
+        self.cancels: dict[int, list[int]] = defaultdict(list)
+        for told, job in re.findall(
+            r"^\[(\S+?)\] _slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=(\d+) ", log, re.M
+        ):
+            at = int(datetime.datetime.fromisoformat(told).timestamp())
+            self.cancels[int(job)].append(at)
         self.flushes = [
             int(datetime.datetime.fromisoformat(told).timestamp())
             for told in re.findall(r"^\[(\S+?)\] Reinitializing job accounting state", log, re.M)
@@ -426,9 +432,11 @@ class Judge:
             seen = self._as_witnessed(run["job_id"], row, run["charge_csu"])
             return NO_START if seen else ""
         if row is not None and "cpu=" not in row["AllocTRES"]:
-            same = self._costs_as_asked(key, row, run["user_id"], run["charge_csu"])
-            return NO_CPUS if same else ""
+            if self._costs_as_asked(key, row, run["user_id"], run["charge_csu"]):
+                return NO_CPUS
         start, end = run["start_time"], run["end_time"]
+        if row is not None and self._was_cancelled_while_it_ran(run, row):
+            return OTHER_TIMES if self._recomputed(run) == run["charge_csu"] else ""
         if not self.witness.saw(run["job_id"], start, end):
             return ""
         if self._recomputed(run) != run["charge_csu"]:
@@ -444,6 +452,18 @@ class Judge:
                 alike = False
             return OTHER_TIMES if self.witness.saw_end(run["job_id"], end) and not alike else ""
         return ""
+
+    def _was_cancelled_while_it_ran(self, run: Mapping[str, Any], row: Row) -> bool:
+        """slurmctld was killed before it had saved the start, and took it for waiting when its user cancelled it.
+
+        For a moment slurmdbd has it from its start to then, and afterwards as over before it began.
+        """
+        start, end = run["start_time"], str(run["end_time"])
+        return row["Start"] == row["End"] == end and (
+            start < run["end_time"]
+            and any(abs(one - start) <= TIGHT_S for one in self.witness.log_starts[run["job_id"]])
+            and any(abs(one - int(end)) <= TIGHT_S for one in self.witness.cancels[run["job_id"]])
+        )
 
     def _completes(self, key: Key, user_id: int, csu: int) -> bool:
         """By slurmdbd's times and what its user asked for: the same, to the hundredth?"""

@@ -381,6 +381,31 @@ def test_an_end_made_up_when_slurmctld_came_back_without_its_state_is_slurmdbds_
     assert not verdict(seen).good and not verdict(flush).good
 
 
+def test_what_was_cancelled_as_waiting_while_it_ran_may_have_been_charged_for_the_time() -> None:
+    over = row(1, 0, State=f"CANCELLED by {USER}", Start=str(START + 10), End=str(START + 10))
+    started = log(1, START, START + 10).splitlines()[0] + "\n"
+    when = log(99, 0, START + 10).splitlines()[1].split("]")[0]
+    cancelled = f"{when}] _slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=1 uid {USER}\n"
+
+    def verdict(text: str) -> Verdict:
+        return judge(books([over], [run(1, source="sacct")], [at_bank(1)], slurmctld_log=text))
+
+    assert verdict(started + cancelled).good
+    assert reasons(verdict(started + cancelled)) == [OTHER_TIMES]
+    assert not verdict(started).good and not verdict(cancelled).good
+
+
+def test_an_end_that_slurmdbd_overwrote_with_one_without_cpus_needs_a_witness() -> None:
+    other = row(1, 40, State="CANCELLED", AllocTRES="")
+    asked = [[1, float(SUBMIT), 1, "main"]]
+
+    def verdict(text: str) -> Verdict:
+        return judge(books([other], [run(1)], [at_bank(1)], slurmctld_log=text, asked=asked))
+
+    assert reasons(verdict(log(1, START, START + 10))) == [OTHER_TIMES]
+    assert not verdict("").good
+
+
 def test_a_run_that_slurmctld_lost_costs_nothing_until_slurmdbd_tells_its_end() -> None:
     lost = run(1, charge_csu=0, ledger_csu=0, bank_csu=0, slurm_state="LOST", end_time=START)
     nothing = at_bank(1, 0)

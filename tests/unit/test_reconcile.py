@@ -639,6 +639,30 @@ def test_a_run_whose_key_slurmctld_gave_to_another_user_s_is_left_alone(books: B
     assert [run.user_id for run in books.accounting.runs] == [1002], "as slurmdbd does"
     report = books.compare()
     assert report.clean and (report.runs, report.rows) == (1, 2)
+    report = books.compare(window_rows=1)
+    assert report.clean
+    report = books.compare(until=later.end_time)
+    assert report.clean and report.not_compared == {"key_given_again": 1}
+    books.accounting.runs = [replace(first, source="sacct")]
+    report = books.compare()
+    assert report.clean, "slurmdbd does not have the later one yet"
+
+
+def test_an_exempt_run_under_another_s_key_takes_nothing_from_it(books: Books) -> None:
+    first = a_slurm_run(1)
+    assert first.start_time is not None and first.end_time is not None
+    books.end(first)
+    exempt = replace(
+        first,
+        user_id=1002,
+        account="exempt",
+        start_time=first.start_time + 5,
+        end_time=first.end_time + 5,
+        source="sacct",
+    )
+    books.accounting.runs = [exempt]
+    report = books.compare()
+    assert report.clean and report.not_compared == {"exempt": 1}
 
 
 def test_a_row_that_was_listed_before_its_run_s_window_is_not_asked_for_again(

@@ -296,6 +296,16 @@ def test_a_resized_run_is_charged_for_all_that_it_had_and_as_long_as_it_had_it(
         assert settle.recomputed_csu(json.loads(json.dumps(result.run.inputs))) == 7200
 
 
+def test_another_user_s_run_under_the_same_key_was_not_resized(
+    ledger: Ledger, config: Config
+) -> None:
+    with ledger.transaction() as tx:
+        resized(tx, config)
+        later = {"user_id": 1002, "start_time": a_run().start_time + 5}
+        result = end(tx, config, partition="gpu", tres=SMALL, cpus=4, elapsed_s=3600, **later)
+        assert result.run.charge_csu == 96 * 50 and "segments" not in result.run.inputs
+
+
 def test_what_a_run_gave_back_is_counted_as_far_as_it_was_used(
     ledger: Ledger, config: Config
 ) -> None:
@@ -323,7 +333,7 @@ def test_what_is_given_back_and_the_estimate_of_the_rest_cover_the_charge(
     limit_min = -(-(max(until_s for _, until_s in resizes) + rest_s) // 60)
 
     class Resized:
-        def resizes(self, job_id: int, submit_time: int) -> list[tuple[Tres, int]]:
+        def resizes(self, run: Any) -> list[tuple[Tres, int]]:
             return resizes
 
     given_back = settle.given_back_csu(

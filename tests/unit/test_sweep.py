@@ -763,6 +763,49 @@ def test_what_slurmdbd_alone_has_of_a_job_id_given_again_is_charged(site: Site) 
         assert [(run.user_id, run.charge_csu) for run in site.runs()] == [(1001, 1000), (1002, 100)]
 
 
+def test_an_exempt_job_that_was_given_another_s_id_is_charged_nothing(tmp_path: Path) -> None:
+    site = Site(tmp_path, policy='exempt_users = ["1002"]')
+    times = {"start_time": 2_000_000_613, "end_time": 2_000_000_673, "elapsed_s": 60}
+    site.sacct.rows = [an_ended(a_job())]
+    at_end(site)
+    site.window()
+    site.sacct.rows = [an_ended(a_job(), user_id=1002, user_name="bob", **times)]
+    site.now += 20
+    site.window()
+    assert [(run.user_id, run.charge_csu) for run in site.runs()] == [(1001, 1000)]
+
+
+def test_a_row_with_the_start_of_one_run_and_the_end_of_another_ends_neither(site: Site) -> None:
+    """slurmdbd writes the later one's start over the earlier one, whose end it keeps until the later one ends."""
+    site.sacct.rows = [an_ended(a_job())]
+    at_end(site)
+    site.window()
+    site.see(started(a_job(user_id=1002), start_time=2_000_000_613))
+    half = {"start_time": 2_000_000_613, "end_time": 2_000_000_610, "elapsed_s": 0}
+    site.sacct.rows = [an_ended(a_job(), user_id=1002, **half)]
+    site.now += 20
+    site.window()
+    assert [(run.user_id, run.state) for run in site.runs()] == [(1001, "ended"), (1002, "running")]
+
+
+def test_a_waiting_job_that_was_given_another_s_id_has_a_lien_until_it_is_cancelled(
+    site: Site,
+) -> None:
+    site.sacct.rows = [an_ended(a_job())]
+    at_end(site)
+    site.window()
+    waiting = a_job(user_id=1002)
+    site.see(waiting)
+    site.see(waiting)
+    assert len(site.open_liens()) == 1
+    never = {"started": False, "start_time": None, "state": "CANCELLED", "elapsed_s": 0}
+    site.sacct.rows = [an_ended(a_job(), user_id=1002, **never, end_time=2_000_000_690)]
+    site.now += 20
+    report = site.window()
+    assert not report.problems and not site.open_liens()
+    assert [(run.user_id, run.charge_csu) for run in site.runs()] == [(1001, 1000)]
+
+
 # -- liens whose job is gone --------------------------------------------------------------------------------------------
 
 
@@ -800,6 +843,16 @@ def test_once_absent_is_not_gone(site: Site) -> None:
     assert site.lien(token).missed == 0
     site.see(after_s=1000)
     assert site.lien(token).open
+
+
+def test_a_lien_of_a_clock_that_was_ahead_ends_like_any_other(site: Site) -> None:
+    """Its job was cancelled while the relay's clock was an hour ahead, which was set right since."""
+    site.see(a_job())
+    assert len(site.open_liens()) == 1
+    site.now -= 3600
+    for _ in range(3):
+        site.see(after_s=40)
+    assert not site.open_liens()
 
 
 def test_a_job_that_ran_unseen_is_charged_from_accounting(site: Site) -> None:
@@ -875,7 +928,7 @@ def test_a_controller_that_was_just_restarted_ends_nothing(site: Site) -> None:
 
 
 def test_a_lien_younger_than_the_snapshot_is_not_missed(site: Site) -> None:
-    site.now = site.created - 1000
+    site.now = site.created - 30
     token = site.submit(6000)
     site.see()
     site.see()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from slurm_banking import settle
 from slurm_banking.bank import BankRun, NoListing
 from slurm_banking.errors import BankError, BankUnavailable
 from slurm_banking.ledger import LedgerRun
@@ -245,6 +246,19 @@ def test_what_ended_at_the_bank_is_charged_as_the_bank_has_it(lost: Site) -> Non
     with lost.ledger.transaction() as tx:
         assert [d.phase for d in tx.next_deliveries()] == ["end", "end"]
         assert not tx.check()
+
+
+@pytest.mark.parametrize("row", [ended_row(), ROW], ids=["ended", "runs on"])
+def test_a_run_whose_key_another_user_s_later_one_has_stays_at_the_bank(
+    lost: Site, caplog: pytest.LogCaptureFixture, row: BankRun
+) -> None:
+    """slurmctld had given its job id again, and slurmdbd has the later one alone."""
+    with lost.ledger.transaction() as tx:
+        later = an_ended(a_job(user_id=1002), user_id=1002, start_time=START + 5)
+        settle.end_run(tx, later, lost.config, actor="relay")
+    assert take(lost, Bank(row)) == 0
+    assert the_run(lost).user_id == 1002
+    assert ("bank_row_of_nobody bank_job=7" in caplog.text) == (row.end_time is None)
 
 
 def test_a_first_ledger_does_not_take_what_the_bank_has_from_before_it(site: Site) -> None:
