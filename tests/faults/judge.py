@@ -40,7 +40,10 @@ ONLY_AT_BANK = (
 OTHER_TIMES = "slurmdbd has other times than slurmctld's log and the job itself"
 #: slurmctld took it for waiting when it came back, and told slurmdbd so at the next restart.
 NO_CPUS = "slurmdbd has its times, and no longer what was allocated to it"
-REASONS = (NO_START, NO_END, NO_RECORD, LOST_BY_SLURM, ONLY_AT_BANK, OTHER_TIMES, NO_CPUS)
+REQUEUED_LATER = "it was requeued after its end, and slurmdbd has moved the end to then"
+REASONS = (
+    NO_START, NO_END, NO_RECORD, LOST_BY_SLURM, ONLY_AT_BANK, OTHER_TIMES, NO_CPUS, REQUEUED_LATER,
+)  # fmt: skip
 
 #: A restart count below is a number that the ledger gave to a run whose key is another's.
 NOT_TOLD = -1
@@ -217,6 +220,14 @@ class Witness:
                 self.starts[number].append(at)
             else:
                 self.ends[number].append(at)
+        self.completions: dict[int, list[int]] = defaultdict(list)
+        for told, job, task in re.findall(
+            r"^\[(\S+?)\] (?:_job_complete: |Time limit exhausted for )JobId=(\d+)(?:_\d+\((\d+)\))?",
+            log,
+            re.M,
+        ):
+            at = int(datetime.datetime.fromisoformat(told).timestamp())
+            self.completions[int(task or job)].append(at)
         self.cancels: dict[int, list[int]] = defaultdict(list)
         for told, job in re.findall(
             r"^\[(\S+?)\] _slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=(\d+) ", log, re.M
@@ -426,7 +437,11 @@ class Judge:
     def _reason(self, key: Key, run: Mapping[str, Any] | None, expected: int | None) -> str:
         """Why it differs, if a second witness says so; "" if none does."""
         row = self._rows.get(key)
-        if run is None or not self.books.daemons_lost:
+        if run is None:
+            return ""
+        if row is not None and self._was_requeued_after_its_end(run, row):
+            return REQUEUED_LATER if self._recomputed(run) == run["charge_csu"] else ""
+        if not self.books.daemons_lost:
             return ""
         if row is not None and start_is_lost(row):
             seen = self._as_witnessed(run["job_id"], row, run["charge_csu"])
@@ -452,6 +467,17 @@ class Judge:
                 alike = False
             return OTHER_TIMES if self.witness.saw_end(run["job_id"], end) and not alike else ""
         return ""
+
+    def _was_requeued_after_its_end(self, run: Mapping[str, Any], row: Row) -> bool:
+        """Slurm does that to a job that has ended, and tells its run once more, as if it had gone on until then."""
+        completions = self.witness.completions[run["job_id"]]
+        return (
+            row["State"] == "REQUEUED" != run["slurm_state"]
+            and row["Start"] == str(run["start_time"])
+            and int(row["End"]) > run["end_time"]
+            and any(abs(one - run["end_time"]) <= 1 for one in completions)
+            and self.witness.saw_end(run["job_id"], int(row["End"]))
+        )
 
     def _was_cancelled_while_it_ran(self, run: Mapping[str, Any], row: Row) -> bool:
         """slurmctld was killed before it had saved the start, and took it for waiting when its user cancelled it.

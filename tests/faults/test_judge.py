@@ -17,6 +17,7 @@ from tests.faults.judge import (
     NO_START,
     ONLY_AT_BANK,
     OTHER_TIMES,
+    REQUEUED_LATER,
     Books,
     Held,
     Note,
@@ -379,6 +380,20 @@ def test_an_end_made_up_when_slurmctld_came_back_without_its_state_is_slurmdbds_
 
     assert reasons(verdict(seen + flush)) == [OTHER_TIMES] and verdict(seen + flush).good
     assert not verdict(seen).good and not verdict(flush).good
+
+
+def test_a_run_that_was_requeued_after_its_end_has_its_own_end() -> None:
+    moved = row(1, 14, State="REQUEUED")
+    ended = log(1, START, START + 10)
+    when = log(99, 0, START + 14).splitlines()[1].split("]")[0]
+    requeued = f"{when}] Requeuing JobId=1\n"
+
+    def verdict(text: str) -> Verdict:
+        return judge(books([moved], [run(1)], [at_bank(1)], slurmctld_log=text))
+
+    assert reasons(verdict(ended + requeued)) == [REQUEUED_LATER]
+    assert verdict(ended + requeued).good
+    assert reasons(verdict(ended)) == [OTHER_TIMES] and not verdict(requeued).good
 
 
 def test_what_was_cancelled_as_waiting_while_it_ran_may_have_been_charged_for_the_time() -> None:
