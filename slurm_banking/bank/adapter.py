@@ -215,12 +215,16 @@ class Bank:
         for restart_count in dict.fromkeys([*lower[:RESTARTS_LOOKED_UNDER], 0]):
             earlier = replace(run, restart_count=restart_count)
             own = wire.default_job_id(earlier, self._job_id_format, self._cluster)
-            for bank_job_id in (own, wire.other_job_id(own, run)):
-                row = self._get(bank_job_id, run)
-                if row is None:
-                    break  # nobody had to make way
-                if row.is_of(run) and not row.told_by_node:
-                    return row
+            row = self._get(own, run)
+            if row is None or row.told_by_node:
+                continue
+            if row.is_of(run):
+                return row
+            if restart_count and (row.user_id, row.account) == (str(run.user_id), run.account):
+                return None  # the run before this one: the counts are the same at the bank
+            row = self._get(wire.other_job_id(own, run), run)
+            if row is not None and row.is_of(run):
+                return row
         return None
 
     def _locate(self, run: LedgerRun) -> Tuple[str, Optional[BankRun], str]:

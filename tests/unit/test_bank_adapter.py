@@ -180,6 +180,10 @@ def test_a_restart_is_looked_for_under_a_few_other_counts_and_no_more(portal: Po
     told = bank_of(portal).start(replace(RUNNING, restart_count=1000), 100)
     assert told.bank_job_id == "7-r1000"
     assert asked(portal).count("GET jobs") == 5
+    portal.requests.clear()
+    later = replace(RUNNING, restart_count=1001, submit_time=SUBMITTED + 50)
+    assert bank_of(portal).start(later, 100).bank_job_id == "7-r1001"
+    assert asked(portal).count("GET jobs") == 1, "the run before has its own count"
 
 
 def test_what_a_node_reported_of_an_earlier_run_is_not_this_runs(portal: Portal) -> None:
