@@ -576,6 +576,7 @@ class Transaction:
         return [_ledger_run(row) for row in self._rows("running_runs_page", (*key, limit))]
 
     def runs_by_job(self, job_id: int) -> Sequence[LedgerRun]:
+        """Of an array's id: of all its tasks."""
         return [_ledger_run(row) for row in self._rows("runs_by_job", {"job_id": job_id})]
 
     def ended_runs(
@@ -718,7 +719,8 @@ class Transaction:
             return False
         return run.start_time > existing.start_time and not any(
             other.made_way
-            and (other.submit_time, other.user_id) == (run.submit_time, run.user_id)
+            and (other.job_id, other.submit_time, other.user_id)
+            == (run.job_id, run.submit_time, run.user_id)
             and not other.struck
             for other in self.runs_by_job(run.job_id)
         )

@@ -1131,7 +1131,8 @@ def _is_half_of_another(tx: Transaction, row: Run) -> bool:
         and row.end_time is not None
         and row.end_time < row.start_time
         and any(
-            run.submit_time == row.submit_time and run.user_id != row.user_id
+            (run.job_id, run.submit_time) == (row.job_id, row.submit_time)
+            and run.user_id != row.user_id
             for run in tx.runs_by_job(row.job_id)
         )
     )

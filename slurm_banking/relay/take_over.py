@@ -185,7 +185,8 @@ def _as_run(row: BankRun, names: RowNames, cluster: str) -> Optional[Run]:
 
 def _is_known(tx: Transaction, run: Run, row: BankRun) -> bool:
     return any(
-        (known.submit_time, known.user_id) == (run.submit_time, run.user_id)
+        (known.job_id, known.submit_time, known.user_id)
+        == (run.job_id, run.submit_time, run.user_id)
         or known.bank_job_id == row.bank_job_id
         for known in tx.runs_by_job(run.job_id)
     )

@@ -130,6 +130,18 @@ def test_a_later_run_of_another_user_has_the_key_and_the_earlier_one_keeps_its_c
                 end(tx, 40, **told)
 
 
+def test_tasks_of_an_array_that_made_way_are_no_word_on_the_one_with_the_array_s_id(
+    ledger: Ledger,
+) -> None:
+    later = {"user_id": 1002, "start_time": SUBMITTED + 20, "end_time": SUBMITTED + 30}
+    with ledger.transaction() as tx:
+        end(tx, 40, job_id=8, array_job_id=7, array_task_id=0)
+        end(tx, 70, job_id=8, **later)
+        end(tx, 70, job_id=7, **later)
+        again = {"start_time": SUBMITTED + 40, "end_time": SUBMITTED + 50}
+        assert end(tx, 40, job_id=7, **again).kind == "charged"
+
+
 def test_a_job_of_another_user_that_never_ran_takes_no_key_and_frees_its_lien(
     ledger: Ledger,
 ) -> None:

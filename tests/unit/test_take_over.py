@@ -249,6 +249,17 @@ def test_what_ended_at_the_bank_is_charged_as_the_bank_has_it(lost: Site) -> Non
 
 
 @pytest.mark.parametrize("row", [ended_row(), ROW], ids=["ended", "runs on"])
+def test_the_task_that_has_its_array_s_id_is_taken_over_beside_the_others(
+    lost: Site, row: BankRun
+) -> None:
+    with lost.ledger.transaction() as tx:
+        other = an_ended(a_job(job_id=8, array_job_id=7, array_task_id=0))
+        settle.end_run(tx, other, lost.config, actor="relay")
+    assert take(lost, Bank(row)) == 1
+    assert sorted(run.job_id for run in lost.runs()) == [7, 8]
+
+
+@pytest.mark.parametrize("row", [ended_row(), ROW], ids=["ended", "runs on"])
 def test_a_run_whose_key_another_user_s_later_one_has_stays_at_the_bank(
     lost: Site, caplog: pytest.LogCaptureFixture, row: BankRun
 ) -> None:
