@@ -487,7 +487,7 @@ extern void decode_submission(const job_desc_msg_t *job_desc, uint32_t submit_ui
 	submission->shared = job_desc->shared;
 	submission->threads_per_core = job_desc->threads_per_core;
 	/* Slurm forgets it unless AllowSpecResourcesUsage is on */
-	submission->core_spec = (slurm_conf.conf_flags & CTL_CONF_ASRU) ? job_desc->core_spec : NO_VAL16;
+	submission->core_spec = (slurm_conf.conf_flags & BANKING_CONF_SPEC_CORES) ? job_desc->core_spec : NO_VAL16;
 	submission->overcommit = job_desc->overcommit;
 	submission->pn_min_memory = job_desc->pn_min_memory;
 	submission->tres_per_job = job_desc->tres_per_job;
@@ -525,9 +525,8 @@ extern bool may_update(const job_desc_msg_t *job_desc, const job_record_t *job_p
 	if (*operator_caller || (job_ptr->user_id == submit_uid))
 		return true;
 	/* a coordinator: of the job's account, and of the new one if it changes */
-	*operator_caller = assoc_mgr_is_user_acct_coord(acct_db_conn, submit_uid, job_ptr->account) &&
-			   (!job_desc->account ||
-			    assoc_mgr_is_user_acct_coord(acct_db_conn, submit_uid, job_desc->account));
+	*operator_caller = banking_is_coordinator(submit_uid, job_ptr->account) &&
+			   (!job_desc->account || banking_is_coordinator(submit_uid, job_desc->account));
 	return *operator_caller;
 }
 

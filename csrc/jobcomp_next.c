@@ -72,10 +72,10 @@ static void load(const char *path)
 {
 	void *found[NAME_COUNT];
 	plugin_handle_t handle = NULL;
-	plugin_err_t rc = plugin_load_from_file(&handle, path);
+	int rc = plugin_load_from_file(&handle, path);
 
-	if (rc != EPLUGIN_SUCCESS) {
-		tell("cannot be loaded: ", plugin_strerror(rc));
+	if (rc) {
+		tell("cannot be loaded: ", banking_plugin_error(rc));
 		return;
 	}
 	/* slurmctld itself would stop here */

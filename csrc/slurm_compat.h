@@ -93,6 +93,38 @@ typedef List banking_list;
 	 (strstr(slurm_conf.select_type, "linear") || \
 	  (strstr(slurm_conf.select_type, "cray") && !(slurm_conf.select_type_param & BANKING_CR_OTHER))))
 
+/* Its bit stayed, its name did not. */
+#ifdef CTL_CONF_ASRU
+#define BANKING_CONF_SPEC_CORES CTL_CONF_ASRU
+#else
+#define BANKING_CONF_SPEC_CORES CONF_FLAG_ASRU
+#endif
+
+/*
+ * Whether somebody coordinates an account. Some release up to 24.11 began to ask whether the caller holds assoc_mgr's
+ * locks (never here), so the header itself is asked, and not the version.
+ */
+typedef bool banking_coordinator_asked(void *, uint32_t, char *);
+typedef bool banking_coordinator_asked_locked(void *, uint32_t, char *, bool);
+#define BANKING_COORDINATOR_LOCKED \
+	__builtin_types_compatible_p(__typeof__(assoc_mgr_is_user_acct_coord), banking_coordinator_asked_locked)
+#define banking_is_coordinator(uid, account) \
+	(BANKING_COORDINATOR_LOCKED ? \
+		 __builtin_choose_expr(BANKING_COORDINATOR_LOCKED, assoc_mgr_is_user_acct_coord, \
+				       (banking_coordinator_asked_locked *) NULL)(acct_db_conn, uid, account, false) : \
+		 __builtin_choose_expr(BANKING_COORDINATOR_LOCKED, (banking_coordinator_asked *) NULL, \
+				       assoc_mgr_is_user_acct_coord)(acct_db_conn, uid, account))
+_Static_assert(BANKING_COORDINATOR_LOCKED ||
+		       __builtin_types_compatible_p(__typeof__(assoc_mgr_is_user_acct_coord), banking_coordinator_asked),
+	       "assoc_mgr_is_user_acct_coord() has parameters that no release known here has");
+
+/* Why a plugin cannot be loaded had numbers of its own once, and words (slurm_xlator.h maps them where they are). */
+#ifdef plugin_strerror
+#define banking_plugin_error(rc) plugin_strerror((plugin_err_t) (rc))
+#else
+#define banking_plugin_error(rc) slurm_strerror(rc)
+#endif
+
 /* Who ended a job, where somebody did: -1 in whatever type it has is nobody. */
 #define BANKING_NOBODY ((uint32_t) -1)
 #define banking_requid(job_ptr) ((uint32_t) (job_ptr)->requid)
