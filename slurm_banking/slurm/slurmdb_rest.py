@@ -4,6 +4,9 @@
 The token's user must be shown all jobs: with PrivateData=jobs or users that is root, SlurmUser, or an operator. slurmrestd
 of 22.05 cannot be asked for requeued rows by their state; so a window is asked for by time alone, which also gives what
 only overlaps it. That leaves out what never became eligible (cancelled while held), which is asked for by its states.
+
+Who names one flag (skip_steps), from v0.0.39 on, has to name them all: else slurmdbd leaves out earlier runs of a requeued
+job, and cuts times down to the window; and, up to 24.05.3, whatever the scheduler has marked.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from slurm_banking.slurm.accounting import OperatorUids, Row, Slurmdbd, only_root
 from slurm_banking.slurm.json_rows import Pieces, Uids, read_rows
-from slurm_banking.slurm.rest.client import SlurmrestdClient
+from slurm_banking.slurm.rest.client import SLURMDB, SlurmrestdClient
 from slurm_banking.slurm.sacct import MAX_OUTPUT_BYTES
 
 _PATH = "slurmdb/jobs"
@@ -22,6 +25,10 @@ ANSWER_S = 60.0
 
 #: Of jobs that may never have been eligible: each query is by time and, for these, by state.
 _NEVER_ELIGIBLE = "CANCELLED,DEADLINE,FAILED"
+
+#: Before, skip_steps takes nothing away, and these are not known.
+_FLAGS_SINCE = 39
+_FLAGS = ("show_duplicates", "disable_truncate_usage_time", "scheduler_unset")
 
 #: Slurm reads "uts" and unix seconds only from here on.
 _FIRST_S = 1_000_000
@@ -59,9 +66,10 @@ class SlurmdbRest(Slurmdbd):
         return self._read({"step": ",".join(str(job_id) for job_id in job_ids)})
 
     def _read(self, query: Mapping[str, str]) -> List[Row]:
+        flags = _FLAGS if self._client.minor(SLURMDB) >= _FLAGS_SINCE else ()
         text = self._client.get_text(
             _PATH,
-            query={**query, "skip_steps": True},
+            query={**query, "skip_steps": True, **dict.fromkeys(flags, True)},
             timeout_s=max(self._client.timeout_s, ANSWER_S),
             max_bytes=MAX_OUTPUT_BYTES,
         )

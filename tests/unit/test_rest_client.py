@@ -333,6 +333,16 @@ def test_a_window_is_asked_for_by_time_and_what_was_never_eligible_by_state(serv
     ]
 
 
+def test_newer_versions_are_asked_for_all_runs_with_their_own_times(server: Server) -> None:
+    """Seen with 24.11: one flag in the query switches off those that are on without any."""
+    server.say("/slurmdb/v0.0.42/jobs", {"jobs": [], "errors": []})
+    SlurmdbRest("rig", client(server, api_version="v0.0.42")).read_jobs([1])
+    flags = (
+        "skip_steps=true&show_duplicates=true&disable_truncate_usage_time=true&scheduler_unset=true"
+    )
+    assert [asked[1] for asked in server.asked] == [f"/slurmdb/v0.0.42/jobs?step=1&{flags}"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "kind", "said"),
     [
