@@ -20,6 +20,8 @@ from slurm_banking.cli.text import read_time
 
 #: The first version that wants the fields of the job.
 FIELDS = 39
+#: And the first one that does not take cores_per_socket any more: Slurm ignores a field that it does not know.
+_WITHOUT_CORES = 41
 #: From here on a GPU is written gres/gpu, before it gres:gpu.
 _SLASH = 41
 
@@ -36,7 +38,10 @@ Field = Callable[[str, int], Value]
 
 @dataclass(frozen=True)
 class Option:
-    """One of sbatch's options. ``old``: its name up to v0.0.38; ``new``: its field from v0.0.39. None: not to be had."""
+    """One of sbatch's options. ``old``: its name up to v0.0.38; ``new``: its field from v0.0.39. None: not to be had.
+
+    ``gone``: the first version that has no such field any more.
+    """
 
     long: str
     short: Optional[str]
@@ -44,6 +49,13 @@ class Option:
     new: Optional[str]
     read: Field  #: for ``new``
     flag: bool = False  #: it has no value
+    gone: Optional[int] = None
+
+    def key(self, minor: int) -> Optional[str]:
+        """What it is called in v0.0.``minor``; None: that version cannot carry it."""
+        if self.gone is not None and minor >= self.gone:
+            return None
+        return self.new if minor >= FIELDS else self.old
 
 
 def _text(text: str, minor: int) -> Value:
@@ -130,7 +142,10 @@ OPTIONS: Sequence[Option] = (
     Option("comment", None, "comment", "comment", _text),
     Option("constraint", "C", "constraints", "constraints", _text),
     Option("core-spec", "S", "core_specification", "core_specification", _count),
-    Option("cores-per-socket", None, "cores_per_socket", "cores_per_socket", _count),
+    Option(
+        *("cores-per-socket", None, "cores_per_socket", "cores_per_socket", _count),
+        gone=_WITHOUT_CORES,
+    ),
     Option("cpus-per-gpu", None, "cpus_per_gpu", "cpus_per_tres", _per_gpu),
     Option("cpus-per-task", "c", "cpus_per_task", "cpus_per_task", _count),
     Option("dependency", "d", "dependency", "dependency", _text),
@@ -258,7 +273,7 @@ class Batch:
             if long == "export":
                 continue
             option = _BY_NAME[long]
-            key = option.new if minor >= FIELDS else option.old
+            key = option.key(minor)
             if key is None:
                 raise OptionError(
                     f"--{long}: slurmrestd's v0.0.{minor} cannot carry it: use sbatch"

@@ -100,6 +100,7 @@ def test_what_is_typed_counts_before_the_script() -> None:
     ("line", "minor", "told"),
     [
         ("--overcommit", 38, "--overcommit: slurmrestd's v0.0.38 cannot carry it"),
+        ("--cores-per-socket=4", 41, "--cores-per-socket: slurmrestd's v0.0.41 cannot carry it"),
         ("--signal=USR1@60", 42, "--signal: slurmrestd's v0.0.42 cannot carry it"),
         ("--switches=1", 38, "/home/alice/job.sh: --switches=1: not carried"),
         ("--time=soon", 38, "/home/alice/job.sh: --time=soon: expected a time"),
@@ -202,6 +203,20 @@ def test_the_names_up_to_v38_are_those_that_slurmrestd_22_05_takes() -> None:
         "tasks_per_node tasks_per_socket thread_specification threads_per_core time_limit time_minimum wckey".split()
     )
     assert {option.old for option in batch.OPTIONS if option.old is not None} == taken
+
+
+def test_the_names_of_v42_are_those_that_slurmrestd_24_11_describes() -> None:
+    """From its own specification (slurmrestd --generate-openapi-spec): the fields of a job that an option here stands for."""
+    described = set(
+        "account array begin_time comment constraints core_specification cpus_per_task cpus_per_tres "
+        "current_working_directory dependency excluded_nodes hold licenses mail_type mail_user memory_per_cpu memory_per_node "
+        "memory_per_tres minimum_cpus_per_node name nice nodes ntasks_per_tres open_mode overcommit partition prefer qos requeue "
+        "required_nodes reservation shared sockets_per_node standard_error standard_input standard_output tasks tasks_per_core "
+        "tasks_per_node tasks_per_socket thread_specification threads_per_core time_limit time_minimum tres_per_job "
+        "tres_per_node tres_per_socket tres_per_task wckey".split()
+    )
+    assert {option.key(42) for option in batch.OPTIONS} - {None} == described
+    assert {option.key(40) for option in batch.OPTIONS} - {None} == described | {"cores_per_socket"}
 
 
 def test_connect_costs_nothing_until_it_is_called() -> None:
