@@ -137,11 +137,13 @@ def test_a_ping_is_answered_and_the_token_travels_in_its_headers(server: Server)
     assert "authorization" not in server.headers()
 
 
-def test_from_v39_on_the_token_is_a_bearers_too(server: Server) -> None:
-    server.say("/slurm/v0.0.40/ping", PING)
+def test_the_token_travels_in_one_header_whatever_the_version(server: Server) -> None:
+    """Slurm 24.11 answers 401 to a token that comes as X-SLURM-USER-TOKEN and as a bearer's."""
+    server.say("/slurm/v0.0.42/ping", PING)
     sent = token()
-    client(server, token=sent, api_version="v0.0.40").ping()
-    assert server.headers()["authorization"] == f"Bearer {sent}"
+    client(server, token=sent, api_version="v0.0.42").ping()
+    assert server.headers()["x-slurm-user-token"] == sent
+    assert "authorization" not in server.headers()
 
 
 def test_without_a_token_none_is_sent(server: Server) -> None:
@@ -213,6 +215,27 @@ def test_an_unspecified_error_names_what_is_wrong_with_the_token(server: Server)
         client(server, token="a.b.c").ping()
 
 
+AUTHENTICATION = {"errors": [{"error_number": 1007, "error": "Protocol authentication error"}]}
+
+
+def test_newer_slurms_own_number_for_a_token_is_one(server: Server) -> None:
+    server.say("/slurm/v0.0.42/jobs", AUTHENTICATION, 511)
+    with pytest.raises(RestUnauthorized, match=r"authentication error \(1007\).*it has ended"):
+        client(server, token=token(ends_in_s=-60), api_version="v0.0.42").jobs()
+
+
+def test_a_slurmctld_that_takes_no_such_token_is_not_called_down(server: Server) -> None:
+    """Slurm 24.11 answers 200 to a ping, with nobody up, whatever the token is."""
+    down = {"pings": [{"hostname": "c", "pinged": "DOWN", "responding": False, "mode": "primary"}]}
+    server.say("/slurm/v0.0.42/ping", down)
+    server.say("/slurm/v0.0.42/diag", AUTHENTICATION, 511)
+    with pytest.raises(RestUnauthorized, match="it has ended"):
+        client(server, token=token(ends_in_s=-60), api_version="v0.0.42").ping()
+    away = {"errors": [{"error_number": 1800, "error": "Unable to contact slurm controller"}]}
+    server.say("/slurm/v0.0.42/diag", away, 502)
+    assert [ping.up for ping in client(server, api_version="v0.0.42").ping()] == [False]
+
+
 def test_roots_token_is_not_suspected_for_being_sent_for_another(server: Server) -> None:
     server.say("/slurm/v0.0.38/ping", UNSPECIFIED, 500)
     with pytest.raises(RestUnauthorized, match="signed with another key"):
@@ -274,13 +297,13 @@ def test_a_submission_is_never_sent_twice(server: Server) -> None:
 
 
 def test_a_plugins_refusal_without_a_number_is_told_from_a_bad_token(server: Server) -> None:
-    """Both are -1: with a token that is good for a ping, it is the former."""
+    """Both are -1: with a token that is good for a question, it is the former."""
     server.say("/slurm/v0.0.38/job/submit", UNSPECIFIED, 500)
-    server.say("/slurm/v0.0.38/ping", PING)
+    server.say("/slurm/v0.0.38/diag", {"statistics": {}})
     with pytest.raises(RestRefused, match="mostly by a job_submit plugin") as refusal:
         client(server).submit({"job": {}, "script": "#!/bin/sh"})
     assert refusal.value.code == -1
-    server.say("/slurm/v0.0.38/ping", UNSPECIFIED, 500)
+    server.say("/slurm/v0.0.38/diag", UNSPECIFIED, 500)
     with pytest.raises(RestUnauthorized):
         client(server).submit({"job": {}, "script": "#!/bin/sh"})
 

@@ -3,7 +3,8 @@
 
 What a naive client stumbles over, as seen on real daemons of 22.05.8:
 
-* a wrong or expired token is answered with 500 and "Unspecified error (-1)", not with 401;
+* a wrong or expired token is answered with 500 and "Unspecified error (-1)", not with 401 (24.11: 511 and its own number;
+  but to a ping 200, as if slurmctld were down; and with 401 where the token is sent under two headers);
 * a submission may be answered with 200, a job id *and* errors: the job id decides;
 * the database's half answers 200 with errors and an empty list where slurmdbd could not be asked;
 * "Nothing found" (9003) comes as an error, and is none;
@@ -35,6 +36,9 @@ MAX_BYTES = 64 * 1024 * 1024
 
 #: Slurm's number for what went wrong without saying what: -1, "Unspecified error".
 UNSPECIFIED = -1
+
+#: slurmctld's or slurmdbd's number for a token that it does not take; of 22.05 slurmrestd says -1 instead.
+PROTOCOL_AUTHENTICATION = 1007
 
 SLURM, SLURMDB = "slurm", "slurmdb"
 
@@ -152,7 +156,14 @@ class SlurmrestdClient:
 
     def ping(self) -> Tuple[Ping, ...]:
         """Each slurmctld, primary first, and whether it answers slurmrestd."""
-        return flatten.pings(self.get("ping"))
+
+        def ask() -> Tuple[Ping, ...]:
+            found = flatten.pings(self._call("GET", self._path("ping")))
+            if self._token is not None and not any(ping.up for ping in found):
+                self._refuse_bad_token()
+            return found
+
+        return self._again(ask)
 
     def diag(self) -> Mapping[str, Any]:
         """slurmctld's figures by name ("jobs_submitted", "server_thread_count", ...), as ``sdiag`` shows them."""
@@ -217,10 +228,19 @@ class SlurmrestdClient:
 
     def _token_is_good(self) -> bool:
         try:
-            self._call("GET", self._path("ping"))
+            self._call("GET", self._path("diag"))
         except RestError:
             return False
         return True
+
+    def _refuse_bad_token(self) -> None:
+        """:raises RestUnauthorized: nothing is down, the token is not taken."""
+        try:
+            self._call("GET", self._path("diag"))
+        except RestUnauthorized:
+            raise
+        except RestError:
+            return
 
     def cancel(self, job_id: int, signal: Optional[str] = None) -> None:
         """``signal``: its name, "TERM"; None: SIGKILL, which ends the job. Done before is done.
@@ -266,7 +286,7 @@ class SlurmrestdClient:
         if not serious:
             return
         said = "; ".join(str(problem) for problem in serious)
-        if any(problem.code == UNSPECIFIED for problem in serious):
+        if any(problem.code in (UNSPECIFIED, PROTOCOL_AUTHENTICATION) for problem in serious):
             raise RestUnauthorized(f"{self.address}: {what}: {status} {said}: {self._suspicion()}")
         code = next((problem.code for problem in serious if problem.code is not None), None)
         raise RestRefused(f"{self.address}: {what}: {said}", code=code, status=status)
@@ -333,10 +353,7 @@ class SlurmrestdClient:
         headers = {"X-SLURM-USER-TOKEN": token}
         if user:
             headers["X-SLURM-USER-NAME"] = user
-        # Earlier ones do not know it; /openapi is asked before the version is known, and takes the headers above.
-        if self._minors and max(self._minors.values()) >= 39:
-            headers["Authorization"] = f"Bearer {token}"
-        return headers
+        return headers  # and no "Authorization: Bearer": newer ones refuse a token that comes under both names
 
     def _token_text(self) -> str:
         """:raises RestUnauthorized: the source has none."""
