@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -270,7 +269,7 @@ def test_the_controllers_half_is_understood(history: History, over: str) -> None
     client = SlurmrestdClient(
         getattr(history.restd, over), TokenSource(user=ALICE, key=history.key())
     )
-    assert re.fullmatch(r"v0\.0\.38", client.version()) and client.version("slurmdb") == "v0.0.38"
+    assert client.version() == client.version("slurmdb") == history.restd.newest
     assert [(ping.mode, ping.up) for ping in client.ping()] == [("primary", True)]
     assert client.diag()["jobs_submitted"] >= 40
     nodes = {node.name: node for node in client.nodes()}

@@ -87,6 +87,7 @@ class Admin:
         if self.restd is not None:
             ours |= {"http://127.0.0.1:6820": self.restd.url}
             ours |= {"/run/slurmrestd/socket": str(self.restd.socket)}
+            ours |= {"v0.0.38": self.restd.newest}
         for theirs, here in ours.items():
             text = text.replace(theirs, here)
         return text
@@ -106,11 +107,11 @@ def test_the_blocks_about_tokens_do_what_they_say(admin: Admin) -> None:
         else:
             printed.append(admin.run(block))
     everything = "\n".join(printed)
-    assert '"ping": "UP"' in everything
+    assert re.search(r'"ping(ed)?": "UP"', everything)
     assert '"qos": [' in everything
     assert everything.count("GOOD: ") == section("Tokens").count("\nslurm-banking token verify")
     assert "NOT GOOD" not in everything
-    assert '"error_number": -1' not in everything
+    assert not re.search(r'"error_number": (-1|1007)', everything)
     algorithms = re.findall(r"^algorithm +(\w+)", everything, re.MULTILINE)
     assert algorithms == ["HS256", "HS256", "RS256", "RS256", "RS256", "HS256"]
 
@@ -144,14 +145,18 @@ def test_the_logs_say_what_the_page_says_they_do(admin: Admin) -> None:
     tokens.append(f"{part({'alg': 'HS512', 'typ': 'JWT'})}.{body}.{signature}")
     tokens.append("garbage")
     tokens.append(_nobodys(key))
+    diag = admin.restd.path("slurm/diag")
     for token in tokens:
-        status, answer = admin.restd.ask("GET", "/slurm/v0.0.38/ping", user="sb-alice", token=token)
-        assert status == 500
-        assert answer["errors"][0]["error"] == "Unspecified error"
+        status, answer = admin.restd.ask("GET", diag, user="sb-alice", token=token)
+        assert status in (500, 511)  # 22.05 and 24.11
+        assert answer["errors"][0]["error"] in (
+            "Unspecified error",
+            "Protocol authentication error",
+        )
     log = admin.cluster.log("slurmctld")
     missing = {text for text in documented if text not in log}
     assert not missing
-    assert admin.restd.ask("GET", "/slurm/v0.0.38/ping", user="sb-alice") == (
+    assert admin.restd.ask("GET", diag, user="sb-alice") == (
         401,
         "Authentication failure",
     )

@@ -199,11 +199,17 @@ def test_a_job_that_slurm_takes_with_a_complaint_is_taken(restd: Slurmrestd) -> 
 def test_each_thing_that_cannot_be_is_one_clear_line_and_its_status(restd: Slurmrestd) -> None:
     cluster = restd.cluster
     home = cluster.home(USER)
-    cluster.write_file(home / "overcommit.sh", "#!/bin/bash\n#SBATCH --overcommit\n", owner=USER)
+    # What the old versions cannot carry, and the newer ones.
+    option = "--overcommit" if restd.newest == "v0.0.38" else "--hint=nomultithread"
+    cluster.write_file(home / "other.sh", f"#!/bin/bash\n#SBATCH {option}\n", owner=USER)
     cluster.write_file(home / "unknown.sh", "#!/bin/bash\n#SBATCH --switches=1\n", owner=USER)
     cluster.write_file(home / "no.json", '{"script": "#!/bin/bash"}', owner=USER)
     for words, status, line in (
-        (["submit", "overcommit.sh"], 2, "--overcommit: slurmrestd's v0.0.38 cannot carry it"),
+        (
+            ["submit", "other.sh"],
+            2,
+            f"{option.split('=')[0]}: slurmrestd's {restd.newest} cannot carry it",
+        ),
         (["submit", "unknown.sh"], 2, "unknown.sh: --switches=1: not carried"),
         (["submit", "no.json"], 2, "no.json: expected a job as in Slurm's manual"),
         (["submit", "missing.sh"], 2, "missing.sh: No such file or directory"),

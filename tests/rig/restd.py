@@ -7,7 +7,7 @@
     with Slurmrestd(cluster) as restd:          # before start(): the cluster comes up knowing tokens
         token = restd.scontrol_token("sb-alice")
         restd.url, restd.socket_url             # http://127.0.0.1:PORT, unix:///DIR/socket
-        status, answer = restd.ask("GET", "/slurm/v0.0.38/ping", user="sb-alice", token=token)
+        status, answer = restd.ask("GET", restd.path("slurm/ping"), user="sb-alice", token=token)
 
 `Slurmrestd` starts a cluster that does not run, and then also stops it; a running one is left running, but its
 slurmdbd and slurmctld are restarted once if they do not know tokens yet.
@@ -96,6 +96,7 @@ class Slurmrestd:
         self.name = name
         self.daemon_env = dict(env or {})
         self.port = 0
+        self._newest = ""
         self._owns_cluster = False
 
     @property
@@ -180,6 +181,24 @@ class Slurmrestd:
         if match is None:
             raise RigError(f"scontrol token: {printed}")
         return match[1]
+
+    @property
+    def newest(self) -> str:
+        """Of the versions that this slurmrestd describes: "v0.0.38" of 22.05, "v0.0.42" of 24.11."""
+        if not self._newest:
+            status, spec = self.ask(
+                "GET", "/openapi", user="root", token=self.scontrol_token("root")
+            )
+            if status != 200:
+                raise RigError(f"slurmrestd's specification: {status} {spec}")
+            found = re.findall(r"/slurm/v0\.0\.(\d+)/", " ".join(spec["paths"]))
+            self._newest = f"v0.0.{max(map(int, found))}"
+        return self._newest
+
+    def path(self, text: str) -> str:
+        """``slurm/ping`` of the newest version."""
+        half, _, rest = text.partition("/")
+        return f"/{half}/{self.newest}/{rest}"
 
     def ask(
         self,
