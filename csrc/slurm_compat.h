@@ -36,9 +36,11 @@
 #if BANKING_SINCE(23, 2)
 #define JOB_MODIFY_PARAMETERS \
 	job_desc_msg_t *job_desc, job_record_t *job_ptr, uint32_t submit_uid, char **err_msg
+#define JOB_MODIFY_ARGUMENTS job_desc, job_ptr, submit_uid, err_msg
 #define JOB_MODIFY_ERR_MSG err_msg
 #else
 #define JOB_MODIFY_PARAMETERS job_desc_msg_t *job_desc, job_record_t *job_ptr, uint32_t submit_uid
+#define JOB_MODIFY_ARGUMENTS job_desc, job_ptr, submit_uid
 #define JOB_MODIFY_ERR_MSG NULL
 #endif
 
@@ -82,9 +84,11 @@ typedef List banking_list;
 #define BANKING_CR_ONE_TASK_PER_CORE SELECT_ONE_TASK_PER_CORE
 #endif
 
-/* select/cray_aries was linear unless told otherwise. */
-#ifdef CR_OTHER_CONS_TRES
+/* select/cray_aries was linear unless told otherwise; the bits left one after the other (23.11, 24.05). */
+#if defined(CR_OTHER_CONS_RES)
 #define BANKING_CR_OTHER (CR_OTHER_CONS_RES | CR_OTHER_CONS_TRES)
+#elif defined(CR_OTHER_CONS_TRES)
+#define BANKING_CR_OTHER CR_OTHER_CONS_TRES
 #else
 #define BANKING_CR_OTHER 0
 #endif

@@ -130,7 +130,7 @@ static void *call_plugin(void *arg)
 	if (call->desc)
 		call->rc = job_submit_plugin.submit(call->desc, call->desc->user_id, &message);
 	else
-		call->rc = jobcomp_plugin.log_record(&job);
+		call->rc = record_end(&job);
 	call->ns = now_ns() - begun;
 	call->held_ns = this_held_ns;
 	xfree(message);

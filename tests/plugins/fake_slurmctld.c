@@ -16,7 +16,7 @@
  *   age                               the partition table changed: what was decoded is too old
  *   unsettled                         as in the second of such a change: nothing that is decoded may be kept
  *   update uid=UID key=value ...      job_modify of that record
- *   end                               jobcomp_p_log_record of that record
+ *   end                               the end of that record, to jobcomp
  *   ends COUNT                        that many of them; answers with the time of one, in microseconds
  *   location                          jobcomp_p_set_location, as when logs were rotated
  *   get_jobs                          jobcomp_p_get_jobs, as sacct -c
@@ -42,7 +42,7 @@ uint16_t accounting_enforce = ACCOUNTING_ENFORCE_ASSOCS;
 time_t last_part_update = 1;
 char *default_part_name = "normal";
 part_record_t *default_part_loc = NULL;
-List job_list = NULL;
+banking_list job_list = NULL;
 
 static bool in_slurmctld = true;
 
@@ -194,7 +194,11 @@ extern int assoc_mgr_fill_in_qos(void *db_conn, slurmdb_qos_rec_t *qos, int enfo
 	return SLURM_SUCCESS;
 }
 
-extern bool assoc_mgr_is_user_acct_coord(void *db_conn, uint32_t uid, char *acct_name)
+/* Newer releases also ask whether the caller holds the locks: an argument more, which is not looked at. */
+__typeof__(assoc_mgr_is_user_acct_coord) assoc_mgr_is_user_acct_coord __attribute__((alias("coordinates")));
+
+extern bool coordinates(void *db_conn, uint32_t uid, char *acct_name);
+extern bool coordinates(void *db_conn, uint32_t uid, char *acct_name)
 {
 	(void) db_conn;
 	for (size_t i = 0; acct_name && (i < USER_COUNT); i++) {
@@ -263,16 +267,32 @@ static void make_tres(void)
 struct plugin {
 	void *handle;
 	int (*submit)(job_desc_msg_t *, uint32_t, char **);
-	int (*modify)(job_desc_msg_t *, job_record_t *, uint32_t);
-	int (*log_record)(job_record_t *);
-	List (*get_jobs)(slurmdb_job_cond_t *);
-	int (*set_location)(char *);
+	int (*modify)(JOB_MODIFY_PARAMETERS);
+	int (*record_end)(JOBCOMP_RECORD_PARAMETERS);
+	banking_list (*get_jobs)(slurmdb_job_cond_t *);
+	int (*set_location)(JOBCOMP_SET_LOCATION_PARAMETERS);
 };
 static struct plugin job_submit_plugin, jobcomp_plugin;
 
 static struct plugin *plugin_of(const char *type)
 {
 	return strcmp(type, "jobcomp") ? &job_submit_plugin : &jobcomp_plugin;
+}
+
+static int set_location(const struct plugin *plugin)
+{
+	char *location = slurm_conf.job_comp_loc;
+
+	(void) location;
+	return plugin->set_location(JOBCOMP_SET_LOCATION_ARGUMENT);
+}
+
+static int record_end(job_record_t *job_ptr)
+{
+	const uint32_t event = 1;	/* of a job that has ended */
+
+	(void) event;
+	return jobcomp_plugin.record_end(JOBCOMP_RECORD_ARGUMENTS);
 }
 
 static const char *load(const char *type, const char *file)
@@ -300,13 +320,13 @@ static const char *load(const char *type, const char *file)
 	plugin->handle = handle;
 	plugin->submit = dlsym(handle, "job_submit");
 	plugin->modify = dlsym(handle, "job_modify");
-	plugin->log_record = dlsym(handle, "jobcomp_p_log_record");
-	plugin->get_jobs = dlsym(handle, "jobcomp_p_get_jobs");
-	plugin->set_location = dlsym(handle, "jobcomp_p_set_location");
-	if (!strcmp(type, "jobcomp") ? !(plugin->log_record && plugin->get_jobs && plugin->set_location) :
+	plugin->record_end = dlsym(handle, BANKING_QUOTE(JOBCOMP_RECORD_END));
+	plugin->get_jobs = dlsym(handle, BANKING_QUOTE(JOBCOMP_GET_JOBS));
+	plugin->set_location = dlsym(handle, BANKING_QUOTE(JOBCOMP_SET_LOCATION));
+	if (!strcmp(type, "jobcomp") ? !(plugin->record_end && plugin->get_jobs && plugin->set_location) :
 				       !(plugin->submit && plugin->modify))
 		return "symbols missing";
-	if (plugin->set_location && plugin->set_location(slurm_conf.job_comp_loc))
+	if (plugin->set_location && set_location(plugin))
 		return "set_location failed";
 	return "loaded";
 }
@@ -426,7 +446,7 @@ static void set_desc(job_desc_msg_t *desc, const char *key, char *value)
 }
 
 static job_record_t job;
-static struct job_details details;
+static banking_job_details details;
 static multi_core_data_t layout;
 static job_array_struct_t array_recs;
 static slurmdb_qos_rec_t job_qos = { .name = "standard" };
@@ -577,7 +597,7 @@ static void set_job_pair(void *what, const char *key, char *value)
 
 /* --- what an administrator changes ------------------------------------------------------------------------------------- */
 
-static void add_default(List *list, uint16_t type, uint64_t value)
+static void add_default(banking_list *list, uint16_t type, uint64_t value)
 {
 	job_defaults_t *element = xmalloc(sizeof(*element));
 
@@ -705,17 +725,25 @@ static void submit(char *pairs)
 	free_job_desc(&desc);
 }
 
+static int modify(job_desc_msg_t *job_desc, job_record_t *job_ptr, uint32_t submit_uid, char **err_msg)
+{
+	(void) err_msg;	/* older releases have none */
+	return job_submit_plugin.modify(JOB_MODIFY_ARGUMENTS);
+}
+
 static void update(char *pairs)
 {
 	job_desc_msg_t desc;
+	char *message = NULL;
 	int rc;
 
 	slurm_init_job_desc_msg(&desc);
 	desc.user_id = job.user_id;
 	submit_uid = job.user_id;
 	for_each_pair(pairs, set_desc_pair, &desc);
-	rc = job_submit_plugin.modify(&desc, &job, submit_uid);
-	print_result(rc, desc.admin_comment, NULL);
+	rc = modify(&desc, &job, submit_uid, &message);
+	print_result(rc, desc.admin_comment, message);
+	xfree(message);
 }
 
 static struct {
@@ -772,7 +800,7 @@ static void ends(int count)
 
 	clock_gettime(CLOCK_MONOTONIC, &begun);
 	for (int i = 0; i < count; i++)
-		jobcomp_plugin.log_record(&job);
+		record_end(&job);
 	clock_gettime(CLOCK_MONOTONIC, &ended);
 	printf("us=%.3f\n", ((double) (ended.tv_sec - begun.tv_sec) * 1e6 +
 			     (double) (ended.tv_nsec - begun.tv_nsec) / 1e3) / count);
@@ -879,11 +907,11 @@ static void run_line(char *line)
 	} else if (!strcmp(line, "update")) {
 		update(rest);
 	} else if (!strcmp(line, "end")) {
-		printf("rc=%d\n", jobcomp_plugin.log_record(&job));
+		printf("rc=%d\n", record_end(&job));
 	} else if (!strcmp(line, "ends")) {
 		ends(atoi(rest));
 	} else if (!strcmp(line, "location")) {
-		printf("rc=%d\n", jobcomp_plugin.set_location(slurm_conf.job_comp_loc));
+		printf("rc=%d\n", set_location(&jobcomp_plugin));
 	} else if (!strcmp(line, "get_jobs")) {
 		printf("%s\n", jobcomp_plugin.get_jobs(NULL) ? "some" : "none");
 	} else if (!strcmp(line, "storm")) {

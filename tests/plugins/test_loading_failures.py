@@ -158,6 +158,12 @@ CASES: Dict[str, Callable[[Layout], None]] = {
 }
 
 
+UNCHECKED = (
+    "The cost of this job could not be checked, and this cluster does not accept jobs without that check."
+    " Please try again later; if it stays so, contact the cluster's support."
+)
+
+
 def transcript(layout: Layout, aborts: bool) -> str:
     if aborts:
         commands = [layout.load_job_submit, layout.load_jobcomp]
@@ -170,6 +176,12 @@ def transcript(layout: Layout, aborts: bool) -> str:
     # what the stand-in says about the structs it gets is not part of the picture
     log = [line for line in done.log.splitlines() if "slurm_banking: {" not in line]
     text = "\n".join([*lines, "", *log, ""])
+    # From Slurm 23.02 on an update that is refused is told what a submission is; before, it cannot be told anything.
+    text = re.sub(
+        rf"(update \S+ -> rc=2050 admin_comment=\[\] message=)\[{re.escape(UNCHECKED)}\]",
+        r"\1[]",
+        text,
+    )
     text = text.replace(str(layout.built.objects), "@PLUGINS@")
     text = text.replace(str(layout.built.scratch), "@SCRATCH@")
     return re.sub(r"Python \d+\.\d+\.\d+", "Python @VERSION@", text)

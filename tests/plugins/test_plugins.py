@@ -154,6 +154,10 @@ CPU, CORE, SOCKET, NODE = range(4)
 def test_what_is_handed_out_is_what_select_hands_out(
     conf: str, part: str, unit: int, memory: int, one_task: int, layout: Layout
 ) -> None:
+    if "cray" in conf:
+        header = (layout.built.slurm_tree / "slurm" / "slurm.h").read_text()
+        if "#define CR_OTHER_CONS_TRES" not in header:
+            pytest.skip("this release has no select plugin of Cray's")
     changes = [f"conf {conf}"] + ([f"part normal {part}"] if part else [])
     got = partition_after(layout, *changes)
     assert (got["unit"], got["memory_tracked"]) == (unit, memory)

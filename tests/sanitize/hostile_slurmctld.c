@@ -464,6 +464,14 @@ static struct {
 static char last_token[256];
 static uint32_t last_user;
 
+static void check_message(const char *message)
+{
+	if (message && !printable_utf8(message, "\n\t"))
+		wrong("the message is no printable UTF-8", message);
+	if (message && (strlen(message) > BANKING_MESSAGE_SIZE + 40))
+		wrong("the message is too long", message);
+}
+
 static void fuzz_submit(void)
 {
 	job_desc_msg_t desc;
@@ -475,10 +483,7 @@ static void fuzz_submit(void)
 	caller = one_in(8) ? hostile_user() : desc.user_id;
 	TIMED(rc = job_submit_plugin.submit(&desc, caller, &message));
 	seen.submitted++;
-	if (message && !printable_utf8(message, "\n\t"))
-		wrong("the message is no printable UTF-8", message);
-	if (message && (strlen(message) > BANKING_MESSAGE_SIZE + 40))
-		wrong("the message is too long", message);
+	check_message(message);
 	token = only_token(desc.admin_comment);
 	if (rc == SLURM_SUCCESS) {
 		seen.accepted++;
@@ -510,14 +515,17 @@ static void fuzz_submit(void)
 static void fuzz_update(void)
 {
 	job_desc_msg_t desc;
+	char *message = NULL;
 	uint32_t caller;
 	int rc;
 
 	fill_record();
 	fill_desc(&desc, true);
 	caller = one_in(3) ? hostile_user() : job.user_id;
-	TIMED(rc = job_submit_plugin.modify(&desc, &job, caller));
+	TIMED(rc = modify(&desc, &job, caller, &message));
 	seen.updated++;
+	check_message(message);
+	xfree(message);
 	if ((rc != SLURM_SUCCESS) && (rc != ESLURM_ACCOUNTING_POLICY) && (rc != EAGAIN) && (rc != ESLURM_PATHNAME_TOO_LONG))
 		wrong("an unknown return code of an update", NULL);
 	free_desc(&desc);
@@ -534,7 +542,7 @@ static void fuzz_end(void)
 		job.account = one_in(4) ? job.account : exactly("astro");
 		job.user_id = one_in(4) ? job.user_id : last_user;
 	}
-	TIMED(rc = jobcomp_plugin.log_record(&job));
+	TIMED(rc = record_end(&job));
 	if (rc != SLURM_SUCCESS)
 		wrong("jobcomp failed", NULL);
 	seen.ended++;
@@ -594,7 +602,7 @@ static void one_job(one_of_crowd *me, uint32_t number)
 {
 	uint32_t cpus = 1 + number % 4, hours = 1 + (uint32_t) me->index % 47, seconds = 36 * (1 + (uint32_t) me->index);
 	bool foreign = (number % 7) == 6;
-	struct job_details my_details = { .submit_time = 1795000000, .min_cpus = cpus, .orig_min_cpus = cpus, .min_nodes = 1,
+	banking_job_details my_details = { .submit_time = 1795000000, .min_cpus = cpus, .orig_min_cpus = cpus, .min_nodes = 1,
 					  .orig_max_cpus = NO_VAL, .max_cpus = NO_VAL, .num_tasks = cpus, .cpus_per_task = 1,
 					  .orig_cpus_per_task = 1, .share_res = NO_VAL8, .core_spec = NO_VAL16 };
 	job_record_t mine = { .job_id = 1000000 * (uint32_t) (me->index + 1) + number, .user_id = 1001, .account = "astro",
@@ -634,11 +642,13 @@ static void one_job(one_of_crowd *me, uint32_t number)
 		mine.name = desc.name;
 		{
 			job_desc_msg_t change;
+			char *told = NULL;
 
 			slurm_init_job_desc_msg(&change);
 			change.time_limit = hours * 60 - 1;	/* costs less: never refused */
-			if (job_submit_plugin.modify(&change, &mine, 1001) != SLURM_SUCCESS)
+			if (modify(&change, &mine, 1001, &told) != SLURM_SUCCESS)
 				not_mine(me, "an update that costs less was refused", token);
+			xfree(told);
 		}
 		mine.job_state = JOB_COMPLETE;
 		mine.nodes = "n1";
@@ -647,7 +657,7 @@ static void one_job(one_of_crowd *me, uint32_t number)
 		mine.tres_alloc_str = "4=1";	/* CPUs from the record */
 		mine.start_time = 1795000100;
 		mine.end_time = mine.start_time + (time_t) seconds;
-		if (jobcomp_plugin.log_record(&mine) != SLURM_SUCCESS)
+		if (record_end(&mine) != SLURM_SUCCESS)
 			not_mine(me, "jobcomp failed", token);
 		me->ended++;
 		xstrfmtcat(me->lines, "%s %u %u %u\n", token, mine.job_id, seconds, cpus);
@@ -725,8 +735,9 @@ static void heap(char *text)
 		slurm_init_job_desc_msg(&change);
 		change.time_limit = 60;
 		change.admin_comment = xstrdup("a note of the operator's");
-		(void) job_submit_plugin.modify(&change, &job, 900);
-		(void) jobcomp_plugin.log_record(&job);
+		xfree(message);
+		(void) modify(&change, &job, 900, &message);
+		(void) record_end(&job);
 		job.admin_comment = NULL;
 		xfree(change.admin_comment);
 		xfree(message);
