@@ -72,7 +72,7 @@ static void load(const char *path)
 {
 	void *found[NAME_COUNT];
 	plugin_handle_t handle = NULL;
-	int rc = plugin_load_from_file(&handle, path);
+	int rc = banking_plugin_load(&handle, path);
 
 	if (rc) {
 		tell("cannot be loaded: ", banking_plugin_error(rc));

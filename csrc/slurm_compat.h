@@ -122,6 +122,17 @@ _Static_assert(BANKING_COORDINATOR_LOCKED ||
 		       __builtin_types_compatible_p(__typeof__(assoc_mgr_is_user_acct_coord), banking_coordinator_asked),
 	       "assoc_mgr_is_user_acct_coord() has parameters that no release known here has");
 
+/* Loading a plugin from a file asks, from some release up to 25.11 on, whether it is required: what fails is an error as before. */
+typedef int banking_plugin_loader_required(plugin_handle_t *, const char *, bool);
+#define BANKING_PLUGIN_REQUIRED \
+	__builtin_types_compatible_p(__typeof__(plugin_load_from_file), banking_plugin_loader_required)
+#define banking_plugin_load(handle, path) \
+	(BANKING_PLUGIN_REQUIRED ? \
+		 (int) __builtin_choose_expr(BANKING_PLUGIN_REQUIRED, plugin_load_from_file, \
+					     (banking_plugin_loader_required *) NULL)(handle, path, true) : \
+		 (int) __builtin_choose_expr(BANKING_PLUGIN_REQUIRED, (int (*)(plugin_handle_t *, const char *)) NULL, \
+					     plugin_load_from_file)(handle, path))
+
 /* Why a plugin cannot be loaded had numbers of its own once, and words (slurm_xlator.h maps them where they are). */
 #ifdef plugin_strerror
 #define banking_plugin_error(rc) plugin_strerror((plugin_err_t) (rc))
