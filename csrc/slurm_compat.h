@@ -239,8 +239,10 @@ typedef struct {
 
 /* What the select plugin has to add at the end of such a line; nothing on any cluster but Cray's. */
 #if BANKING_SINCE(23, 2)
+#define BANKING_HAS_SELECT_TEXT 0
 #define banking_select_text(job_ptr, text, size) ((void) (job_ptr), (void) (size), (text)[0] = '\0')
 #else
+#define BANKING_HAS_SELECT_TEXT 1
 #define banking_select_text(job_ptr, text, size) \
 	do { \
 		(text)[0] = '\0'; \

@@ -37,6 +37,8 @@ SANITIZER_OPTIONS = {
 not_sanitized = pytest.mark.skipif(
     SANITIZE, reason="the sanitizers have memory and symbols of their own"
 )
+#: How a daemon's line on stderr begins in newer releases; in older ones it is its name.
+DAEMONS_TIME = r"^\[[-0-9T:.]+\] "
 LIBSLURMFULL = ("/usr/lib/*-linux-gnu/slurm-wlm", "/usr/lib64/slurm", "/usr/lib/slurm")
 
 
@@ -60,6 +62,13 @@ class Built:
     flags: Tuple[str, ...] = ()
     #: What processes with these flags need in their environment.
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def slurm(self) -> Tuple[int, int]:
+        """The release of Slurm that everything was built for, as (major, minor)."""
+        meta = (self.slurm_tree / "META").read_text()
+        major, minor = re.findall(r"^\s*(?:Major|Minor):\s*0*(\d+)", meta, re.MULTILINE)
+        return int(major), int(minor)
 
     @property
     def job_submit(self) -> Path:
@@ -179,7 +188,8 @@ class Layout:
         assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
         answers = done.stdout.splitlines()
         assert len(answers) == len(commands), (commands, answers)
-        return Transcript(commands=commands, answers=tuple(answers), log=done.stderr)
+        log = re.sub(DAEMONS_TIME, "slurmctld: ", done.stderr, flags=re.MULTILINE)
+        return Transcript(commands=commands, answers=tuple(answers), log=log)
 
     @property
     def load_job_submit(self) -> str:

@@ -16,6 +16,7 @@
  *   age                               the partition table changed: what was decoded is too old
  *   unsettled                         as in the second of such a change: nothing that is decoded may be kept
  *   update uid=UID key=value ...      job_modify of that record
+ *   start                             the start of that record, to jobcomp (from Slurm 25.05 on)
  *   end                               the end of that record, to jobcomp
  *   ends COUNT                        that many of them; answers with the time of one, in microseconds
  *   location                          jobcomp_p_set_location, as when logs were rotated
@@ -44,6 +45,15 @@ char *default_part_name = "normal";
 part_record_t *default_part_loc = NULL;
 banking_list job_list = NULL;
 
+/* Which daemon this is: a word that each daemon has, in older releases a question. */
+#ifdef IS_SLURMCTLD
+uint32_t slurm_daemon = IS_SLURMCTLD;
+
+static void be_sacct(void)
+{
+	slurm_daemon = 0;
+}
+#else
 static bool in_slurmctld = true;
 
 extern bool slurm_running_in_slurmctld(void);
@@ -51,6 +61,12 @@ extern bool slurm_running_in_slurmctld(void)
 {
 	return in_slurmctld;
 }
+
+static void be_sacct(void)
+{
+	in_slurmctld = false;
+}
+#endif
 
 static part_record_t parts[] = {
 	{ .name = "normal", .default_time = 60, .max_time = 2880, .max_share = 1, .max_cpus_per_node = INFINITE,
@@ -80,6 +96,7 @@ extern slurmctld_resv_t *find_resv_name(char *resv_name)
 	return strcmp(resv_name, reservation.name) ? NULL : &reservation;
 }
 
+#if BANKING_HAS_SELECT_TEXT
 /* Only Cray's has anything to say. */
 extern char *select_g_select_jobinfo_sprint(dynamic_plugin_data_t *jobinfo, char *text, size_t size, int mode)
 {
@@ -87,6 +104,7 @@ extern char *select_g_select_jobinfo_sprint(dynamic_plugin_data_t *jobinfo, char
 	snprintf(text, size, "%s", jobinfo ? "Blades=7" : "");
 	return text;
 }
+#endif
 
 #define SLURM_USER 64030
 #define OPERATOR 900
@@ -269,6 +287,7 @@ struct plugin {
 	int (*submit)(job_desc_msg_t *, uint32_t, char **);
 	int (*modify)(JOB_MODIFY_PARAMETERS);
 	int (*record_end)(JOBCOMP_RECORD_PARAMETERS);
+	int (*record_start)(JOBCOMP_RECORD_PARAMETERS);	/* up to 24.11 there is none */
 	banking_list (*get_jobs)(slurmdb_job_cond_t *);
 	int (*set_location)(JOBCOMP_SET_LOCATION_PARAMETERS);
 };
@@ -293,6 +312,14 @@ static int record_end(job_record_t *job_ptr)
 
 	(void) event;
 	return jobcomp_plugin.record_end(JOBCOMP_RECORD_ARGUMENTS);
+}
+
+static int record_start(job_record_t *job_ptr)
+{
+	const uint32_t event = 2;	/* of a job that begins */
+
+	(void) event;
+	return jobcomp_plugin.record_start(JOBCOMP_RECORD_ARGUMENTS);
 }
 
 static const char *load(const char *type, const char *file)
@@ -321,9 +348,11 @@ static const char *load(const char *type, const char *file)
 	plugin->submit = dlsym(handle, "job_submit");
 	plugin->modify = dlsym(handle, "job_modify");
 	plugin->record_end = dlsym(handle, BANKING_QUOTE(JOBCOMP_RECORD_END));
+	plugin->record_start = dlsym(handle, "jobcomp_p_record_job_start");
 	plugin->get_jobs = dlsym(handle, BANKING_QUOTE(JOBCOMP_GET_JOBS));
 	plugin->set_location = dlsym(handle, BANKING_QUOTE(JOBCOMP_SET_LOCATION));
-	if (!strcmp(type, "jobcomp") ? !(plugin->record_end && plugin->get_jobs && plugin->set_location) :
+	if (!strcmp(type, "jobcomp") ? !(plugin->record_end && plugin->get_jobs && plugin->set_location) ||
+					       (JOBCOMP_HAS_START && !plugin->record_start) :
 				       !(plugin->submit && plugin->modify))
 		return "symbols missing";
 	if (plugin->set_location && set_location(plugin))
@@ -518,7 +547,9 @@ static void set_job(const char *key, char *value)
 		association.cluster = xstrdup(value);
 		job.assoc_ptr = &association;
 	} else if (!strcmp(key, "select")) {
+#if BANKING_HAS_SELECT_TEXT
 		job.select_jobinfo = (void *) &job;
+#endif
 	} else if (!strcmp(key, "bare")) {	/* whatever may be missing is missing */
 		job.details = NULL;
 		job.qos_ptr = NULL;
@@ -906,6 +937,8 @@ static void run_line(char *line)
 		printf("unsettled\n");
 	} else if (!strcmp(line, "update")) {
 		update(rest);
+	} else if (!strcmp(line, "start")) {
+		printf("rc=%d\n", record_start(&job));
 	} else if (!strcmp(line, "end")) {
 		printf("rc=%d\n", record_end(&job));
 	} else if (!strcmp(line, "ends")) {
@@ -936,12 +969,13 @@ int main(int argc, char **argv)
 	log_options_t options = LOG_OPTS_STDERR_ONLY;
 	static char line[65536];
 
-	in_slurmctld = !((argc > 1) && !strcmp(argv[1], "--as-sacct"));
+	if ((argc > 1) && !strcmp(argv[1], "--as-sacct"))
+		be_sacct();
 	options.stderr_level = LOG_LEVEL_DEBUG;
 	slurm_conf.cluster_name = "testcluster";
 	slurm_conf.slurm_user_id = SLURM_USER;
 	slurm_conf.select_type = "select/cons_tres";
-	slurm_conf.select_type_param = CR_CORE | CR_MEMORY;
+	slurm_conf.select_type_param = BANKING_CR_CORE | BANKING_CR_MEMORY;
 	slurm_conf.job_submit_plugins = getenv("FAKE_JOB_SUBMIT_PLUGINS");
 	slurm_conf.plugindir = getenv("FAKE_PLUGIN_DIR");
 	slurm_conf.job_comp_loc = getenv("FAKE_JOB_COMP_LOC");

@@ -573,6 +573,14 @@ def test_the_other_plugin_gets_every_call_that_ours_gets(layout: Layout) -> None
     assert errors(done) == []
 
 
+def test_the_other_plugin_is_told_of_starts_as_ours_is(layout: Layout) -> None:
+    if layout.built.slurm < (25, 5):
+        pytest.skip("before 25.05 jobcomp is not told of starts")
+    done, notes = passing_on(layout, compile_other(layout), "job name=one job_id=1", "start", "end")
+    assert done.answers[2:] == ("rc=0", "rc=0")
+    assert notes[-2:] == ["start one 1", "end one 1"]
+
+
 def test_the_charge_comes_first_and_the_other_plugin_last(layout: Layout, log: Path) -> None:
     """The other one is handed the log's path as its own place: it finds our line there."""
     directory = compile_other(layout)

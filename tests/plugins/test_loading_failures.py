@@ -59,7 +59,7 @@ def missing_module(layout: Layout) -> None:
 
 
 def exception_in_attach(layout: Layout) -> None:
-    (layout.package / EMBEDDED).write_text("def attach(ffi, lib):\n    return 1 // 0\n")
+    (layout.package / EMBEDDED).write_text("def attach(ffi, lib):\n    return 1 / 0\n")
 
 
 def no_attach(layout: Layout) -> None:

@@ -492,6 +492,12 @@ def test_an_update_of_what_the_price_depends_on_can_be_refused(change: str, layo
     assert Submitted.of(done.answers[2]).rc == ACCOUNTING_POLICY
 
 
+def test_a_refused_update_says_why_where_slurm_passes_it_on(layout: Layout) -> None:
+    done = layout.run(layout.load_job_submit, "job name=refuse", "update time_limit=90")
+    told = Submitted.of(done.answers[2]).message
+    assert bool(told) == (layout.built.slurm >= (23, 2))
+
+
 @pytest.mark.parametrize(
     ("uid", "may", "operator"),
     [(1001, 1, 0), (0, 1, 1), (64030, 1, 1), (900, 1, 1), (1003, 1, 1), (1002, 0, 0), (7777, 0, 0)],
@@ -671,6 +677,21 @@ def test_a_run_that_ended_crosses_whole(layout: Layout) -> None:
     assert (run["submit_time"], run["start_time"], run["end_time"]) == (1000, 2000, 5600)
     assert (run["suspend_time"], run["pre_suspend_s"], run["restart_count"]) == (3000, 900, 1)
     assert (run["requeue"], run["task_count"], run["admin_comment"]) == (0, 1, TOKEN)
+
+
+def test_a_run_that_started_crosses_whole_where_slurm_tells_it(layout: Layout) -> None:
+    if layout.built.slurm < (25, 5):
+        pytest.skip("before 25.05 jobcomp is not told of starts")
+    done = layout.run(
+        layout.load_jobcomp,
+        "job name=x state=1 part=long nodes=n[1-2] node_cnt=2 total_cpus=8 tres_alloc_str=1=8,4=2"
+        f" start_time=2000 end_time=5600 restart_cnt=1 admin_comment={TOKEN}",
+        "start",
+    )
+    assert done.answers[2] == "rc=0"
+    run = from_log(done.log, "pre_suspend_s")
+    assert (run["job_id"], run["job_state"], run["tres_alloc"]) == (42, 1, "cpu=8,node=2")
+    assert (run["start_time"], run["restart_count"], run["admin_comment"]) == (2000, 1, TOKEN)
 
 
 def test_a_run_without_nodes_has_none_of_an_earlier_runs_resources(layout: Layout) -> None:
@@ -903,8 +924,11 @@ def exported(path: object) -> set[str]:
 def test_the_plugins_export_what_slurm_looks_up_and_nothing_else(built: Built) -> None:
     common = {"plugin_name", "plugin_type", "plugin_version"}
     assert exported(built.job_submit) == common | {"init", "fini", "job_submit", "job_modify"}
-    assert exported(built.jobcomp) == common | {
-        *("init", "fini", "jobcomp_p_set_location", "jobcomp_p_log_record", "jobcomp_p_get_jobs")
+    record = {"jobcomp_p_log_record"}
+    if built.slurm >= (25, 5):
+        record = {"jobcomp_p_record_job_start", "jobcomp_p_record_job_end"}
+    assert exported(built.jobcomp) == common | record | {
+        *("init", "fini", "jobcomp_p_set_location", "jobcomp_p_get_jobs")
     }
     assert exported(built.spank) == common | {"slurm_spank_job_prolog"}
 

@@ -134,8 +134,8 @@ class Site:
             ledger.close()
 
 
-#: The clean log's own lines, and Slurm's: time and level are the log's, not the text's.
-_LINE = re.compile(rb"slurmctld: (?:error: |debug: )?(?:slurm_banking: )?")
+#: The clean log's own lines, and Slurm's: time (or name, by release) and level are the log's, not the text's.
+_LINE = re.compile(rb"(?:slurmctld:|\[[-0-9T:.]+\]) (?:error: |debug: )?(?:slurm_banking: )?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 

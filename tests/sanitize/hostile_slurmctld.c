@@ -542,6 +542,8 @@ static void fuzz_end(void)
 		job.account = one_in(4) ? job.account : exactly("astro");
 		job.user_id = one_in(4) ? job.user_id : last_user;
 	}
+	if (JOBCOMP_HAS_START && one_in(2) && (record_start(&job) != SLURM_SUCCESS))
+		wrong("jobcomp failed at a start", NULL);
 	TIMED(rc = record_end(&job));
 	if (rc != SLURM_SUCCESS)
 		wrong("jobcomp failed", NULL);
@@ -856,7 +858,7 @@ int main(void)
 	slurm_conf.cluster_name = "testcluster";
 	slurm_conf.slurm_user_id = SLURM_USER;
 	slurm_conf.select_type = "select/cons_tres";
-	slurm_conf.select_type_param = CR_CORE | CR_MEMORY;
+	slurm_conf.select_type_param = BANKING_CR_CORE | BANKING_CR_MEMORY;
 	slurm_conf.job_submit_plugins = "slurm_banking";
 	assoc_mgr_user_list = list_create(NULL);
 	assoc_mgr_assoc_list = list_create(NULL);
