@@ -2,9 +2,16 @@
 /* An unprivileged client that speaks Slurm's API itself: submits a job with an admin_comment of its own making. */
 #include <slurm/slurm.h>
 #include <slurm/slurm_errno.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 11, 0)
+#define JOB_ID(response) (response)->step_id.job_id
+#else
+#define JOB_ID(response) (response)->job_id
+#endif
 
 int main(int argc, char **argv)
 {
@@ -29,9 +36,9 @@ int main(int argc, char **argv)
 	job.env_size = 1;
 	job.script = "#!/bin/sh\nsleep 1\n";
 	if (slurm_submit_batch_job(&job, &response)) {
-		fprintf(stderr, "%s\n", slurm_strerror(slurm_get_errno()));
+		fprintf(stderr, "%s\n", slurm_strerror(errno));
 		return 1;
 	}
-	printf("%u\n", response->job_id);
+	printf("%u\n", JOB_ID(response));
 	return 0;
 }
