@@ -5,7 +5,8 @@ A job's name is its user's to choose and may hold anything, line ends and the lo
 fields are separated by random characters that are made for each call and that reach squeue through its environment,
 which other users cannot read: nobody can name a job so that it reads as another record.
 
-``--array-unique``: otherwise squeue shows requeued tasks of an array inside the record of the tasks not yet started.
+``--array``: otherwise squeue shows requeued tasks of an array inside the record of the tasks not yet started (which
+--array-unique prevented, until 22.05). It prints that record once for each of these tasks; they are one again here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Tuple
+from dataclasses import dataclass, replace
+from typing import Callable, List, Mapping, Optional, Tuple
 
 from slurm_banking.arrays import parse_array
 from slurm_banking.errors import SlurmUnavailable
@@ -102,7 +103,7 @@ def read_queue(
     separator, end = (f"~{os.urandom(6).hex()}{letter}" for letter in "sz")
     jobs = parse_queue(
         run(
-            ["squeue", "--noheader", "--all", "--local", "--noconvert", "--array-unique"],
+            ["squeue", "--noheader", "--all", "--local", "--noconvert", "--array"],
             max_bytes=MAX_OUTPUT_BYTES,
             extra_env={"SQUEUE_FORMAT2": output_format(separator, end)},
         ),
@@ -135,7 +136,8 @@ def parse_queue(output: str, cluster: str, separator: str, end: str) -> Tuple[Qu
     records = output.split(end)
     if records.pop().strip():
         raise SlurmUnavailable("squeue: the answer ends inside a record")
-    jobs = []
+    jobs: List[QueuedJob] = []
+    last, printed = "", 0  # the job id of the last record, and how often it was printed
     for number, record in enumerate(records, 1):
         values = record.split(separator)
         if len(values) != len(_FIELDS):
@@ -143,17 +145,29 @@ def parse_queue(output: str, cluster: str, separator: str, end: str) -> Tuple[Qu
                 f"squeue: record {number} has {len(values)} fields, expected {len(_FIELDS)}"
             )
         values[0] = values[0].lstrip("\n")
+        if printed and values[0] == last:
+            printed += 1
+            continue
         try:
+            _count_tasks(jobs, printed)
             jobs.append(_job(dict(zip(_FIELDS, values))))
         except ValueError as error:
             raise SlurmUnavailable(f"squeue: record {number}: {error}") from None
+        last, printed = values[0], 1
+    _count_tasks(jobs, printed)
     return tuple(jobs)
+
+
+def _count_tasks(jobs: List[QueuedJob], printed: int) -> None:
+    """The last record was printed so often, once for each task of it."""
+    if printed > 1:
+        jobs[-1] = replace(jobs[-1], tasks=printed, array_task_id=None)
 
 
 def _job(row: Mapping[str, str]) -> QueuedJob:
     state = row["State"]
     in_array = row["ArrayTaskID"] not in ("N/A", "")
-    # The record of the tasks not yet started shows brackets; a single task, started or not, shows its number alone.
+    # Where the tasks not yet started are one record, it shows brackets; a task by itself shows its number alone.
     many = in_array and ("[" in row["JobArrayID"] or not row["ArrayTaskID"].isdigit())
     time_limit_min = UNLIMITED if row["TimeLimit"] == "NOT_SET" else _limit(row["TimeLimit"])
     submit_time = commands.parse_time(row["SubmitTime"])

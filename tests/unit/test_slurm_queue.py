@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -58,6 +59,26 @@ def test_a_pending_array_is_one_record_with_the_tasks_left() -> None:
     job = by_id()[27]
     assert (job.array_job_id, job.array_task_id, job.tasks) == (27, None, 4)
     assert job.partition == "main,debug" and job.start_time is None
+
+
+@pytest.mark.parametrize("left", [["4", "5", "9", "13"], ["13"]])
+def test_a_pending_array_that_is_printed_task_by_task_is_one_record(left: List[str]) -> None:
+    """As squeue --array does; the requeued task 1 of the same array stays a record of its own."""
+    text = (DATA / "squeue.txt").read_text("utf-8")
+    records = text.split("~z~")
+    (at,) = [number for number, record in enumerate(records) if "27_[" in record]
+    (whole,) = re.findall(r"~s~27_(\[[^~]*\])~s~", records[at])
+    tasks = whole.strip("[]")
+    each = [records[at].replace(f"27_{whole}", f"27_{task}").replace(f"~s~{tasks}~s~", f"~s~{task}~s~")
+            for task in left]  # fmt: skip
+    records[at : at + 1] = each
+    slurm = Recorded(squeue="~z~".join(records))
+    queue = squeue.read_queue("rig", run=slurm)
+    assert "--array" in slurm.calls[0]
+    assert len(queue.jobs) == 10
+    jobs = {job.job_id: job for job in queue.jobs}
+    assert (jobs[27].array_job_id, jobs[27].tasks) == (27, len(left))
+    assert (jobs[28].array_job_id, jobs[28].array_task_id, jobs[28].tasks) == (27, 1, 1)
 
 
 def test_a_requeued_array_task_is_a_record_of_its_own() -> None:
