@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import dataclasses
+import functools
 import glob
 import json
 import logging
@@ -170,6 +171,16 @@ def wait_until(
         if time.monotonic() > deadline:
             raise RigError(f"waited {timeout_s:g} s in vain: {what}")
         time.sleep(interval_s)
+
+
+@functools.lru_cache(maxsize=None)
+def slurm_release() -> tuple[int, int]:
+    """(22, 5) of "slurm-wlm 22.05.8"."""
+    told = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, timeout=10).stdout
+    match = re.search(r"(\d+)\.(\d+)", told)
+    if match is None:
+        raise RigError(f"slurmctld -V: {told!r}")
+    return int(match[1]), int(match[2])
 
 
 class Cluster:
@@ -804,7 +815,16 @@ class Cluster:
         )
 
     def _spawn_slurmctld(self) -> None:
-        self.spawn("slurmctld", ["slurmctld", "-D"], user=SLURM_USER, stage=STAGE_SLURM)
+        argv = ["slurmctld", "-D"]
+        saved = self.root / "ctld"
+        if (
+            slurm_release() >= (25, 5)
+            and (saved / "clustername").exists()
+            and not (saved / "assoc_usage").exists()
+        ):
+            # killed before it saved that for the first time, after five minutes: newer ones would not start again
+            argv.append("-i")
+        self.spawn("slurmctld", argv, user=SLURM_USER, stage=STAGE_SLURM)
 
     def _spawn_slurmd(self, node: str) -> None:
         self.spawn(f"slurmd-{node}", ["slurmd", "-D", "-N", node], stage=STAGE_SLURM)
