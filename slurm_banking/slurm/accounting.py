@@ -264,7 +264,7 @@ def make_row(
         start_time=start_time if started else None,
         end_time=None if state in _WITHOUT_END else end_time,
         elapsed_s=elapsed_s if started else 0,
-        cpus=cpus,
+        cpus=cpus if started else 0,
         started=started,
         nodes=nodes,
         node_count=node_count,

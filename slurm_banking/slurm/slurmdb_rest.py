@@ -11,7 +11,7 @@ job, and cuts times down to the window; and, up to 24.05.3, whatever the schedul
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from slurm_banking.slurm.accounting import OperatorUids, Row, Slurmdbd, only_root
 from slurm_banking.slurm.json_rows import Pieces, Uids, read_rows
@@ -24,10 +24,10 @@ _PATH = "slurmdb/jobs"
 ANSWER_S = 60.0
 
 #: Of jobs that may never have been eligible: each query is by time and, for these, by state.
-_NEVER_ELIGIBLE = "CANCELLED,DEADLINE,FAILED"
+_NEVER_ELIGIBLE = ("CANCELLED", "DEADLINE", "FAILED")
 
-#: Before, skip_steps takes nothing away, and these are not known.
-_FLAGS_SINCE = 39
+#: The first version whose queries Slurm's new parser reads. Before, skip_steps takes nothing away, and these are not known.
+_NEWER = 39
 _FLAGS = ("show_duplicates", "disable_truncate_usage_time", "scheduler_unset")
 
 #: Slurm reads "uts" and unix seconds only from here on.
@@ -56,17 +56,24 @@ class SlurmdbRest(Slurmdbd):
     def _ended(self, since: int, until: int) -> List[Row]:
         rows = self._read(_window(since, until))
         told = {_key(row) for row in rows}
-        others = self._read({**_window(since, until), "state": _NEVER_ELIGIBLE})
+        others = self._read({**_window(since, until), "state": self._list(_NEVER_ELIGIBLE)})
         return rows + [row for row in others if _key(row) not in told]
 
     def _rows_overlapping(self, since: int, until: int) -> List[Row]:
         return self._read(_window(since, until))
 
     def _rows_of(self, job_ids: Sequence[int]) -> List[Row]:
-        return self._read({"step": ",".join(str(job_id) for job_id in job_ids)})
+        return self._read({"step": self._list([str(job_id) for job_id in job_ids])})
 
-    def _read(self, query: Mapping[str, str]) -> List[Row]:
-        flags = _FLAGS if self._client.minor(SLURMDB) >= _FLAGS_SINCE else ()
+    def _list(self, words: Sequence[str]) -> Union[str, Tuple[str, ...]]:
+        """Words with commas, as every version describes it; but newer ones take them for one, and read a parameter each."""
+        return tuple(words) if self._newer() else ",".join(words)
+
+    def _newer(self) -> bool:
+        return self._client.minor(SLURMDB) >= _NEWER
+
+    def _read(self, query: Mapping[str, object]) -> List[Row]:
+        flags = _FLAGS if self._newer() else ()
         text = self._client.get_text(
             _PATH,
             query={**query, "skip_steps": True, **dict.fromkeys(flags, True)},

@@ -320,7 +320,9 @@ def test_what_slurm_refuses_is_told_with_its_number(history: History) -> None:
         client.submit({"job": {**job, "current_working_directory": "/tmp"}, "script": "#!/bin/sh"})
     assert refusal.value.code == 2000 and "nvalid partition" in str(refusal.value)
     with pytest.raises(RestRefused, match="environment must be set"):
-        client.submit({"job": {"name": "x"}, "script": "#!/bin/sh"})
+        client.submit(
+            {"job": {"name": "x", "current_working_directory": "/tmp"}, "script": "#!/bin/sh"}
+        )
 
 
 def test_a_slurmdbd_that_is_away_is_no_empty_answer(history: History) -> None:

@@ -330,6 +330,24 @@ def test_a_refused_submission_has_slurms_number(server: Server) -> None:
     assert (refusal.value.code, refusal.value.status) == (2050, 500)
 
 
+def test_a_cancellation_that_newer_slurms_refuse_beside_no_errors_is_refused(
+    server: Server,
+) -> None:
+    def status(code: int, word: str) -> dict[str, Any]:
+        error = {"string": word, "code": code, "message": ""}
+        return {"status": [{"error": error, "step_id": "7", "job_id": {"set": True, "number": 7}}], "errors": []}  # fmt: skip
+
+    asked = client(server, api_version="v0.0.42")
+    server.say("/slurm/v0.0.42/job/7", status(2002, "Access/permission denied"))
+    with pytest.raises(RestRefused, match=r"permission denied \(2002\)") as refusal:
+        asked.cancel(7)
+    assert refusal.value.code == 2002
+    server.say("/slurm/v0.0.42/job/7", status(2021, "Job/step already completing or completed"))
+    asked.cancel(7)
+    server.say("/slurm/v0.0.42/job/7", {"status": [], "errors": []})
+    asked.cancel(7)
+
+
 def test_a_job_that_is_not_known_is_no_job(server: Server) -> None:
     gone = {"errors": [{"error_number": 2017, "error": "Invalid job id specified"}]}
     server.say("/slurm/v0.0.38/job/7", gone, 500)
@@ -359,11 +377,11 @@ def test_a_window_is_asked_for_by_time_and_what_was_never_eligible_by_state(serv
 def test_newer_versions_are_asked_for_all_runs_with_their_own_times(server: Server) -> None:
     """Seen with 24.11: one flag in the query switches off those that are on without any."""
     server.say("/slurmdb/v0.0.42/jobs", {"jobs": [], "errors": []})
-    SlurmdbRest("rig", client(server, api_version="v0.0.42")).read_jobs([1])
+    SlurmdbRest("rig", client(server, api_version="v0.0.42")).read_jobs([1, 2])
     flags = (
         "skip_steps=true&show_duplicates=true&disable_truncate_usage_time=true&scheduler_unset=true"
     )
-    assert [asked[1] for asked in server.asked] == [f"/slurmdb/v0.0.42/jobs?step=1&{flags}"]
+    assert [asked[1] for asked in server.asked] == [f"/slurmdb/v0.0.42/jobs?step=1&step=2&{flags}"]
 
 
 @pytest.mark.parametrize(

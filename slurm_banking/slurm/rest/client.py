@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Callable, Dict, Mapping, Optional, Protocol, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Tuple, TypeVar, Union
 from urllib.parse import quote
 
 from slurm_banking.config import Config
@@ -25,7 +25,7 @@ from slurm_banking.slurm import jwt
 from slurm_banking.slurm.rest import flatten
 from slurm_banking.slurm.rest.errors import RestError, RestRefused, RestUnauthorized
 from slurm_banking.slurm.rest.flatten import Node, PartitionInfo, Ping, Problem, QueueJob, Submitted
-from slurm_banking.slurm.rest.transport import Answer, Transport, parse_address
+from slurm_banking.slurm.rest.transport import Answer, Query, Transport, parse_address
 from slurm_banking.slurm.rest_token import TokenSource
 
 #: Versions whose answers are understood: v0.0.36 to v0.0.46.
@@ -249,7 +249,14 @@ class SlurmrestdClient:
         """
         query = {"signal": signal} if signal is not None else {}
         path = self._path(f"job/{int(job_id)}")
-        self._call("DELETE", path, query=query)
+        body = self._call("DELETE", path, query=query)
+        # From v0.0.42 on "errors" stays empty, and this says of each record that was not signalled why.
+        for row in flatten.rows(body, "status"):
+            problem = flatten.signal_problem(row)
+            if problem is not None and problem.code != _ALREADY_DONE:
+                raise RestRefused(
+                    f"{self.address}: {path}: {problem}", code=problem.code, status=200
+                )
 
     # -- anything ---------------------------------------------------------------------------------
 
@@ -315,7 +322,7 @@ class SlurmrestdClient:
         return ask()
 
     def _call(
-        self, method: str, path: str, *, query: Optional[Mapping[str, str]] = None, body: Any = None
+        self, method: str, path: str, *, query: Optional[Query] = None, body: Any = None
     ) -> Mapping[str, Any]:
         answer = self._exchange(method, path, query=query, body=body)
         told = self._json(answer)
@@ -328,7 +335,7 @@ class SlurmrestdClient:
         method: str,
         path: str,
         *,
-        query: Optional[Mapping[str, str]] = None,
+        query: Optional[Query] = None,
         body: Any = None,
         timeout_s: Optional[float] = None,
         max_bytes: int = MAX_BYTES,
@@ -452,18 +459,23 @@ def from_config(config: Config, *, user: Optional[str] = None) -> SlurmrestdClie
 
 
 _INVALID_JOB_ID = 2017
+_ALREADY_DONE = 2021
 
 #: Whose tokens may be for others: root's, and SlurmUser's, which is not known here but by its usual name.
 _FOR_ALL = ("root", "slurm")
 
 
-def _query(query: Mapping[str, object]) -> Dict[str, str]:
-    """As slurmrestd reads it; None leaves a parameter out."""
+def _query(query: Mapping[str, object]) -> Dict[str, Union[str, List[str]]]:
+    """As slurmrestd reads it; None leaves a parameter out, a tuple sends it several times."""
     return {
-        key: ("true" if value else "false") if isinstance(value, bool) else str(value)
+        key: [str(one) for one in value] if isinstance(value, tuple) else _word(value)
         for key, value in query.items()
         if value is not None
     }
+
+
+def _word(value: object) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
 def _words(answer: Answer) -> str:

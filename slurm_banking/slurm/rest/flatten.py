@@ -237,6 +237,13 @@ def problems(rows: Any) -> Tuple[Problem, ...]:
     return tuple(found)
 
 
+def signal_problem(row: Mapping[str, Any]) -> Optional[Problem]:
+    """Why a record was not signalled, of v0.0.42's "status"; None: it was."""
+    code = count(part(row, "error", "code"))
+    said = text(part(row, "error", "message")) or text(part(row, "error", "string"))
+    return Problem(code, one_line(said) or "not signalled") if code else None
+
+
 def one_line(value: str) -> str:
     return "".join(c if c.isprintable() else " " for c in value).strip()[:_SHOWN]
 

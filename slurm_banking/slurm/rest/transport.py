@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -25,6 +25,9 @@ from slurm_banking.slurm.rest.errors import RestError, RestTooMuch
 MAX_CONNECT_S = 5.0
 
 _LATE = (requests.exceptions.Timeout, TimeoutError, socket.timeout)
+
+#: Parameters; one with a list is sent once for each of it.
+Query = Mapping[str, Union[str, Sequence[str]]]
 
 _CHUNK_BYTES = 1 << 16
 _UNIX = "unix"
@@ -109,7 +112,7 @@ class Transport:
         path: str,
         *,
         headers: Mapping[str, str],
-        query: Optional[Mapping[str, str]] = None,
+        query: Optional[Query] = None,
         body: Any = None,
         timeout_s: float,
         max_bytes: int,
