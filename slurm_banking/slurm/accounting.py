@@ -36,6 +36,7 @@ from typing import (
     Optional,
     Protocol,
     Sequence,
+    Set,
     Tuple,
 )
 
@@ -129,14 +130,28 @@ class Slurmdbd:
                 resized.add(row.run.job_id)
             else:
                 runs.append(row.run)
+        told = self._resized(runs, resized)
         if resized:
-            told = self.read_jobs(sorted(resized))
-            runs = [run for run in runs if run.job_id not in told]
+            runs = [run for run in runs if run.job_id not in resized & told.keys()]
             runs += [
                 run for job_id in sorted(resized) for run in told.get(job_id, ()) if _over(run)
             ]
         runs = [run for run in runs if run.end_time is not None and since <= run.end_time < until]
         return tuple(sorted(runs, key=lambda run: (run.end_time or 0, run.job_id, run.submit_time)))
+
+    def _resized(self, runs: Sequence[Run], resized: Set[int]) -> Mapping[int, Tuple[Run, ...]]:
+        """All runs of the jobs in ``resized``, to which those are added of which a run here is only the part after a resize.
+
+        Of such a part slurmdbd may have the run's own start, or (often with 24.11) that of the resize, which looks like any
+        job that started in the second in which it was submitted: those are asked for by id.
+        """
+        doubted = {run.job_id for run in runs if run.started and run.start_time == run.submit_time}
+        told = self.read_jobs(sorted(resized | doubted)) if resized or doubted else {}
+        for run in runs:
+            if run.job_id in doubted and run.job_id in told:
+                if all(whole.submit_time != run.submit_time for whole in told[run.job_id]):
+                    resized.add(run.job_id)
+        return told
 
     def rows_by_key(self, job_ids: Sequence[int]) -> Mapping[Tuple[int, int], Row]:
         """Each row of these jobs by (job id, submit time), also those that slurmdbd has in part only.
@@ -182,9 +197,9 @@ class Slurmdbd:
                 continued.add(run.job_id)
             elif run.end_time is None:
                 runs.append(run)
+        told = self._resized(runs, continued)
         if continued:
-            told = self.read_jobs(sorted(continued))
-            runs = [run for run in runs if run.job_id not in told]
+            runs = [run for run in runs if run.job_id not in continued & told.keys()]
             for job_id in sorted(continued):
                 runs += [run for run in told.get(job_id, ()) if run.end_time is None]
         runs = [run for run in runs if run.start_time is not None and run.start_time < until]

@@ -250,3 +250,34 @@ def test_an_answer_that_cannot_be_read_whole_is_not_used(damage: Any) -> None:
 def test_no_rows_are_an_answer() -> None:
     assert sacct(text="").read_ended_runs(*ALL) == ()
     assert sacct(text="").read_jobs([1]) == {}
+
+
+class Resized(Recorded):
+    """A run that was resized at second 6, in a window that has only the part from then on; and one that was not."""
+
+    def __call__(self, argv: Sequence[str], **options: Any) -> str:
+        def row(job_id: int, state: str, submit: int, end: int, nodes: int) -> str:
+            begun = f"{job_id}~s~{job_id}~s~1001~s~sb-alice~s~fc_alpha~s~main~s~normal~s~{state}~s~{submit}~s~{submit}"
+            used = f"{end}~s~{end - submit}~s~{nodes}~s~{nodes}~s~billing={nodes},cpu={nodes},node={nodes}~s~n1"
+            return f"{begun}~s~{used}~s~5~s~~s~\n"
+
+        at = ALL[0]
+        self.text = row(7, "COMPLETED", at + 6, at + 12, 1) + row(
+            8, "COMPLETED", at + 5, at + 11, 1
+        )
+        if "--jobs" in argv:
+            self.text = row(7, "RESIZING", at + 4, at + 6, 2) + self.text
+        return super().__call__(argv, **options)
+
+
+def test_a_resized_run_is_one_run_also_where_its_second_part_looks_like_a_job_of_its_own() -> None:
+    """As Slurm 24.11 writes it: submitted and started when it was resized."""
+    slurm = Resized()
+    other, run = Sacct("rig", run=slurm).read_ended_runs(ALL[0] + 10, ALL[0] + 20)
+    assert (other.job_id, other.submit_time, other.restart_count) == (
+        8,
+        ALL[0] + 5,
+        UNKNOWN_RESTART,
+    )
+    assert (run.job_id, run.submit_time, run.start_time) == (7, ALL[0] + 4, ALL[0] + 4)
+    assert (run.elapsed_s, [part.seconds for part in run.segments]) == (8, [2, 6])
