@@ -391,7 +391,10 @@ def test_an_update_of_a_waiting_job_is_set_aside_at_once_and_is_what_slurm_then_
         assert site.running(job)["lien_csu"] == cost_csu, change
         record = site.job(job)
         minutes = int(record["TimeLimit"].split(":")[1])
-        tres, prices = plain_charge.tres_of(record["TRES"]), PRICES[record["Partition"]]
+        tres, prices = (
+            plain_charge.tres_of(record.get("AllocTRES") or record["TRES"]),
+            PRICES[record["Partition"]],
+        )
         factor = 2 if record["QOS"] == "high" else 1
         assert plain_charge.per_hour(tres, prices) * factor * 100 * minutes / 60 == cost_csu
     site.cancel(*jobs)
