@@ -375,7 +375,9 @@ def raised(site: MoneyCluster) -> list[int]:
     for job, (_, change, _, cost_csu) in zip(jobs, UPDATES, strict=True):
         before_csu = site.lien(job)["amount_csu"]
         answer = site.update(job, *change.split())
-        assert answer.returncode == 0, (change, answer.stderr)
+        # Slurm 25.11 refuses a user's change of QOS after it has made it.
+        made = change == "QOS=high" and site.job(job)["QOS"] == "high"
+        assert answer.returncode == 0 or made, (change, answer.stderr)
         (lien,) = site.liens(job)
         assert before_csu < lien["amount_csu"] == cost_csu, change
     return jobs
@@ -413,7 +415,9 @@ def test_an_update_that_lowers_the_cost_frees_it_when_slurm_is_seen_to_have_done
     for job in jobs:
         wait_until(functools.partial(seen, job), 15, "the update to be seen", 0.2)
     for job, (_, _, back, _) in zip(jobs, UPDATES, strict=True):
-        assert site.update(job, *back.split()).returncode == 0, back
+        answer = site.update(job, *back.split())
+        made = back == "QOS=normal" and site.job(job)["QOS"] == "normal"
+        assert answer.returncode == 0 or made, back
     for job, (_, _, back, cost_csu) in zip(jobs, UPDATES, strict=True):
         wait_until(functools.partial(freed, job), 15, f"{back} to be seen", 0.2)
         lowered = [entry for entry in site.entries(job) if entry["kind"] == "lower"]
@@ -967,8 +971,8 @@ def test_sbatch_retries_while_the_job_table_is_full_and_gets_in_with_one_lien(
     site.reconfigure()
     show = ["scontrol", "-o", "show", "job"]
     wait_until(
-        lambda: "JobId=" not in site.run_as("root", show).stdout, 40, "all to be forgotten", 0.3
-    )
+        lambda: "JobId=" not in site.run_as("root", show).stdout, 90, "all to be forgotten", 0.3
+    )  # slurmctld forgets jobs once a minute; one of 23.11 and later begins anew at a reconfigure
     site.restart_slurmctld()
     held = [site.submit("fc_alpha", ONE, "--hold") for _ in range(3)]
     for job in held:
