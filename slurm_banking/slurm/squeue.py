@@ -5,8 +5,8 @@ A job's name is its user's to choose and may hold anything, line ends and the lo
 fields are separated by random characters that are made for each call and that reach squeue through its environment,
 which other users cannot read: nobody can name a job so that it reads as another record.
 
-``--array``: otherwise squeue shows requeued tasks of an array inside the record of the tasks not yet started (which
---array-unique prevented, until 22.05). It prints that record once for each of these tasks; they are one again here.
+``--array-unique``: otherwise squeue shows requeued tasks of an array inside the record of the tasks not yet started. Since
+Slurm 23.02 there is only ``--array``, which prints that record once for each of these tasks; they are one again here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from slurm_banking.slurm.commands import Runner
 from slurm_banking.slurm.control import own_uid, read_controller
 from slurm_banking.tres import Tres, parse_tres
 
+#: The options that squeue may have, the better one first; what it does not have is taken out.
+_arrays = ["--array-unique", "--array"]
 MAX_OUTPUT_BYTES = 1024 * 1024 * 1024
 
 #: Waiting to run; a job requeued and not yet pending among them.
@@ -101,16 +103,7 @@ def read_queue(
     """
     taken_at = int(now())
     separator, end = (f"~{os.urandom(6).hex()}{letter}" for letter in "sz")
-    jobs = parse_queue(
-        run(
-            ["squeue", "--noheader", "--all", "--local", "--noconvert", "--array"],
-            max_bytes=MAX_OUTPUT_BYTES,
-            extra_env={"SQUEUE_FORMAT2": output_format(separator, end)},
-        ),
-        cluster,
-        separator,
-        end,
-    )
+    jobs = parse_queue(_ask(run, output_format(separator, end)), cluster, separator, end)
     # Asked after the queue: should slurmctld be restarted in between, the snapshot counts as the younger one's.
     controller = read_controller(run=run)
     if controller.cluster.lower() != cluster.lower():
@@ -124,6 +117,21 @@ def read_queue(
         boot_time=controller.boot_time,
         complete=controller.shows_all_jobs(own_uid()),
     )
+
+
+def _ask(run: Runner, fields: str) -> str:
+    while True:
+        try:
+            return run(
+                ["squeue", "--noheader", "--all", "--local", "--noconvert", _arrays[0]],
+                max_bytes=MAX_OUTPUT_BYTES,
+                extra_env={"SQUEUE_FORMAT2": fields},
+            )
+        except SlurmUnavailable as error:
+            # With this, and nothing else, it ends when it does not know an option.
+            if len(_arrays) == 1 or "squeue --help" not in str(error):
+                raise
+            del _arrays[0]
 
 
 def output_format(separator: str, end: str) -> str:

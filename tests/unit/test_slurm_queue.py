@@ -74,11 +74,45 @@ def test_a_pending_array_that_is_printed_task_by_task_is_one_record(left: List[s
     records[at : at + 1] = each
     slurm = Recorded(squeue="~z~".join(records))
     queue = squeue.read_queue("rig", run=slurm)
-    assert "--array" in slurm.calls[0]
     assert len(queue.jobs) == 10
     jobs = {job.job_id: job for job in queue.jobs}
     assert (jobs[27].array_job_id, jobs[27].tasks) == (27, len(left))
     assert (jobs[28].array_job_id, jobs[28].array_task_id, jobs[28].tasks) == (27, 1, 1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_option_that_this_squeue_does_not_have_is_asked_with_once(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr(squeue, "_arrays", ["--array-unique", "--array"])
+
+    class Newer(Recorded):
+        def __call__(self, argv: Sequence[str], **options: Any) -> str:
+            if not known and "--array-unique" in argv:
+                self.calls.append(argv)
+                raise SlurmUnavailable('squeue: Try "squeue --help" for more information')
+            return super().__call__(argv, **options)
+
+    slurm = Newer()
+    for _ in range(2):
+        assert len(squeue.read_queue("rig", run=slurm).jobs) == 10
+    asked = [argv[-1] for argv in slurm.calls if argv[0] == "squeue"]
+    assert asked == (["--array-unique"] * 2 if known else ["--array-unique", "--array", "--array"])
+
+
+def test_a_squeue_that_fails_otherwise_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squeue, "_arrays", ["--array-unique", "--array"])
+    asked: List[Sequence[str]] = []
+
+    def away(argv: Sequence[str], **_: Any) -> str:
+        asked.append(argv)
+        raise SlurmUnavailable(
+            "squeue: error: Unable to contact slurm controller (connect failure)"
+        )
+
+    with pytest.raises(SlurmUnavailable):
+        squeue.read_queue("rig", run=away)
+    assert len(asked) == 1
 
 
 def test_a_requeued_array_task_is_a_record_of_its_own() -> None:
