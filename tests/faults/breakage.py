@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.faults.bank_proxy import BankProxy
 from tests.rig import keeper
@@ -598,7 +598,8 @@ def restore(site: BreakableCluster, timeout_s: float = RESTORE_S) -> str:
             _mend_ledger(site)
     wait(lambda: _relay_is_well(site), "the relay to answer, with the ledger complete")
     if not problems:
-        wait(_Delivered(site), "the outbox to be empty")
+        with noting("not well"):
+            deliver_all(_Delivered(site), until)
     if not problems:
         wait(lambda: not _without_funds(site), "the funds of every account to be read")
     return "; ".join(problems)
@@ -675,18 +676,50 @@ def _mend_ledger(site: BreakableCluster) -> None:
     site.ledger_was_broken = False
 
 
+#: Seconds in which an outbox gets shorter if anything is delivered at all; and the most that one is waited for.
+SHRINKS_S = 20.0
+MOST_DELIVERY_S = 300.0
+
+
+class Outbox(Protocol):
+    left: int  #: deliveries that waited when it was last asked
+
+    def __call__(self) -> bool: ...
+
+
+def deliver_all(
+    outbox: Outbox, until: float, shrinks_s: float = SHRINKS_S, most_s: float = MOST_DELIVERY_S
+) -> None:
+    """After a rebuild every run is told once more: past `until` it may go on for as long as it gets shorter.
+
+    :raises RigError: it stands still, or takes too long.
+    """
+    last = time.monotonic() + most_s
+    while True:
+        before = outbox.left
+        try:
+            wait_until(outbox, max(1.0, until - time.monotonic()), "the outbox to be empty", 0.2)
+            return
+        except RigError:
+            if outbox.left >= before or time.monotonic() > last:
+                raise
+            until = time.monotonic() + shrinks_s
+
+
 class _Delivered:
     """Whether the outbox is empty. What the bank is said to have refused for good is tried again now and then."""
 
     def __init__(self, site: BreakableCluster) -> None:
         self._site = site
+        self.left = 1 << 62
         self._retry_at = time.monotonic() + 3
 
     def __call__(self) -> bool:
         counted: Sequence[Mapping[str, Any]] = self._site.ledger_rows(
             "SELECT COUNT(*) AS n FROM outbox"
         )
-        if not counted[0]["n"]:
+        self.left = counted[0]["n"]
+        if not self.left:
             return True
         if time.monotonic() >= self._retry_at:
             self._retry_at = time.monotonic() + 5

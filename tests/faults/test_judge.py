@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import breakage
 from tests.faults.judge import (
     LOST_BY_SLURM,
     NO_CPUS,
@@ -26,6 +27,7 @@ from tests.faults.judge import (
     notes_of,
 )
 from tests.faults.schedule import CLASSES, DISASTERS, KINDS, one_of_each_class, schedules
+from tests.rig.cluster import RigError
 
 PRICES: dict[str, Any] = {
     "partitions": {"main": {"cpu": "360"}},
@@ -539,3 +541,19 @@ def test_the_short_form_has_a_schedule_of_each_class() -> None:
     assert len(drawn) == len(CLASSES)
     for schedule, kinds in zip(drawn, CLASSES.values(), strict=True):
         assert schedule.faults and {fault.kind for fault in schedule.faults} <= set(kinds)
+
+
+class _Shrinks:
+    def __init__(self, stops_at: int) -> None:
+        self.left, self._stops_at = 10, stops_at
+
+    def __call__(self) -> bool:
+        self.left = max(self.left - 1, self._stops_at)
+        return not self.left
+
+
+def test_an_outbox_is_waited_for_as_long_as_it_gets_shorter() -> None:
+    """1 s at first, and then as often as it takes; each look is 0.2 s."""
+    breakage.deliver_all(_Shrinks(0), 0.0, shrinks_s=0.5)
+    with pytest.raises(RigError, match="the outbox to be empty"):
+        breakage.deliver_all(_Shrinks(3), 0.0, shrinks_s=0.5)
