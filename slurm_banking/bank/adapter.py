@@ -218,12 +218,12 @@ class Bank:
             row = self._get(own, run)
             if row is None or row.told_by_node:
                 continue
-            if row.is_of(run):
+            if _is_told(row, run):
                 return row
             if restart_count and (row.user_id, row.account) == (str(run.user_id), run.account):
                 return None  # the run before this one: the counts are the same at the bank
             row = self._get(wire.other_job_id(own, run), run)
-            if row is not None and row.is_of(run):
+            if row is not None and _is_told(row, run):
                 return row
         return None
 
@@ -295,6 +295,11 @@ class Bank:
 
 def _inside(period: Period, start: int, end: int) -> bool:
     return start >= period.start_low and (period.end_low is None or end <= period.end_low)
+
+
+def _is_told(row: BankRun, run: LedgerRun) -> bool:
+    starts = {row.start_time, run.start_time} - {None}
+    return row.is_of(run) and len(starts) < 2
 
 
 def _taken(row: BankRun) -> str:

@@ -176,6 +176,16 @@ def test_a_run_that_a_rebuilt_ledger_counts_one_restart_higher_is_found_where_it
     assert sorted(portal.jobs) == ["7", "7-r1"]
 
 
+def test_a_run_requeued_in_the_second_of_its_submission_is_not_taken_for_the_one_after(
+    portal: Portal,
+) -> None:
+    bank = bank_of(portal)
+    bank.end(a_ledger_run(start_time=SUBMITTED, end_time=SUBMITTED, charge_csu=30))
+    assert bank.start(replace(RUNNING, restart_count=1), 100).bank_job_id == "7-r1"
+    assert bank.end(a_ledger_run(restart_count=1, bank_csu=100)).bank_job_id == "7-r1"
+    assert portal.projects["fc_alpha"].used_csu == 70
+
+
 def test_a_restart_is_looked_for_under_a_few_other_counts_and_no_more(portal: Portal) -> None:
     told = bank_of(portal).start(replace(RUNNING, restart_count=1000), 100)
     assert told.bank_job_id == "7-r1000"
