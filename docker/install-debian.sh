@@ -48,7 +48,7 @@ packages_of() {
 	node) echo "slurmd slurm-client munge" ;;
 	database) echo "slurmdbd munge mariadb-server mariadb-client" ;;
 	rest) echo "slurmrestd slurm-wlm-jwt-plugin python3-cryptography" ;;
-	tests) echo "postgresql procps shellcheck libfaketime valgrind strace" ;;
+	tests) echo "postgresql procps shellcheck libfaketime valgrind strace curl openssl" ;;
 	*) fail "unknown group \"$1\": expected runtime, build, controller, node, database, rest or tests" ;;
 	esac
 }

@@ -149,6 +149,7 @@ def test_a_backup_taken_under_load_and_restored_is_brought_up_to_date(site: Bank
     # On a machine with more to do than cores, a writer may lose its turn for the 20 ms that slurmctld waits.
     assert len(answers) > 10 and len(undecided) <= len(answers) / 10, undecided
     assert "refused" not in answers
+    wait_until(lambda: not site.open_liens("fc_alpha"), 90, "what was submitted to have run", 0.3)
     queued = site.sbatch("sb-alice", "--time=60", LATER)
     assert site.banking("ledger", "verify", str(backups / "ledger-1")).returncode == 0
     refused = site.banking("ledger", "restore", str(backups / "ledger-1"), check=False)

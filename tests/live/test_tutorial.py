@@ -219,5 +219,9 @@ def test_each_thing_that_cannot_be_is_one_clear_line_and_its_status(restd: Slurm
         said = cluster.run_as(USER, argv, 60, env={"SLURM_JWT": restd.scontrol_token(USER)})
         assert said.returncode == status, (words, said)
         assert line in said.stderr and len(said.stderr.splitlines()) == 1, said.stderr
-    others = banking(restd, "cancel", "1", status=1, user="sb-mallory")
-    assert list(others["refused"]) == ["1"]
+    # A job that waits: what has ended is ended, whoever asks (24.11; 22.05 asks whose it is first).
+    waiting = str(cluster.sbatch(USER, "--time=1", "--begin=now+1hour"))
+    others = banking(restd, "cancel", waiting, status=1, user="sb-mallory")
+    assert list(others["refused"]) == [waiting]
+    assert cluster.job(waiting)["JobState"] == "PENDING"
+    cluster.scancel(USER, waiting)
