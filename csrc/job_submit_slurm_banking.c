@@ -186,5 +186,8 @@ extern int job_modify(JOB_MODIFY_PARAMETERS)
 		banking_py_update(&update, &reply);
 		decoded_job_free(&owned);
 	}
+	/* scontrol shows what it is told as an error, also of an update that is done */
+	if (reply.verdict == BANKING_ACCEPTED)
+		reply.message[0] = '\0';
 	return settle("update_undecided", &reply, !operator_caller, JOB_MODIFY_ERR_MSG);
 }

@@ -377,7 +377,7 @@ def raised(site: MoneyCluster) -> list[int]:
         answer = site.update(job, *change.split())
         # Slurm 25.11 refuses a user's change of QOS after it has made it.
         made = change == "QOS=high" and site.job(job)["QOS"] == "high"
-        assert answer.returncode == 0 or made, (change, answer.stderr)
+        assert (answer.returncode, answer.stderr) == (0, "") or made, (change, answer.stderr)
         (lien,) = site.liens(job)
         assert before_csu < lien["amount_csu"] == cost_csu, change
     return jobs

@@ -498,6 +498,16 @@ def test_a_refused_update_says_why_where_slurm_passes_it_on(layout: Layout) -> N
     assert bool(told) == (layout.built.slurm >= (23, 2))
 
 
+def test_an_accepted_update_says_nothing_which_scontrol_would_show_as_an_error(
+    layout: Layout,
+) -> None:
+    done = layout.run(
+        layout.load_job_submit, "submit name=token", "job name=token", "update time_limit=90"
+    )
+    assert Submitted.of(done.answers[1]).message
+    assert (Submitted.of(done.answers[3]).rc, Submitted.of(done.answers[3]).message) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("uid", "may", "operator"),
     [(1001, 1, 0), (0, 1, 1), (64030, 1, 1), (900, 1, 1), (1003, 1, 1), (1002, 0, 0), (7777, 0, 0)],
