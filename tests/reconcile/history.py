@@ -93,9 +93,11 @@ def make(
     for line in site.slurmdbd_sql(f"SELECT {state}, COUNT(*) FROM {table} GROUP BY 1").splitlines():
         code, count = line.split("\t")
         history.states[_STATES.get(int(code), code)] = int(count)
-    # A resized run has several rows.
+    # A resized run has several rows, and only the last one's end is its own.
     history.runs = int(
-        site.slurmdbd_sql(f"SELECT COUNT(DISTINCT id_job, time_submit) FROM {table}")
+        site.slurmdbd_sql(
+            f"SELECT COUNT(DISTINCT id_job, time_submit) FROM {table} AND NOT state & 8192"
+        )
     )
     history.never_were = int(
         site.slurmdbd_sql(
