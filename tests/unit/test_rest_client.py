@@ -222,6 +222,10 @@ def test_newer_slurms_own_number_for_a_token_is_one(server: Server) -> None:
     server.say("/slurm/v0.0.42/jobs", AUTHENTICATION, 511)
     with pytest.raises(RestUnauthorized, match=r"authentication error \(1007\).*it has ended"):
         client(server, token=token(ends_in_s=-60), api_version="v0.0.42").jobs()
+    refused = {"error_number": 7000, "error": "Unable to connect to database", "description": "Failed to open slurmdbd connection, authentication error"}  # fmt: skip
+    server.say("/slurmdb/v0.0.42/qos", {"errors": [refused]}, 502)
+    with pytest.raises(RestUnauthorized, match="authentication error.*it has ended"):
+        client(server, token=token(ends_in_s=-60), api_version="v0.0.42").get("slurmdb/qos")
 
 
 def test_a_slurmctld_that_takes_no_such_token_is_not_called_down(server: Server) -> None:

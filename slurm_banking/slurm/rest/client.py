@@ -293,7 +293,7 @@ class SlurmrestdClient:
         if not serious:
             return
         said = "; ".join(str(problem) for problem in serious)
-        if any(problem.code in (UNSPECIFIED, PROTOCOL_AUTHENTICATION) for problem in serious):
+        if any(_is_of_the_token(problem) for problem in serious):
             raise RestUnauthorized(f"{self.address}: {what}: {status} {said}: {self._suspicion()}")
         code = next((problem.code for problem in serious if problem.code is not None), None)
         raise RestRefused(f"{self.address}: {what}: {said}", code=code, status=status)
@@ -460,6 +460,7 @@ def from_config(config: Config, *, user: Optional[str] = None) -> SlurmrestdClie
 
 _INVALID_JOB_ID = 2017
 _ALREADY_DONE = 2021
+_DB_CONNECTION = 7000
 
 #: Whose tokens may be for others: root's, and SlurmUser's, which is not known here but by its usual name.
 _FOR_ALL = ("root", "slurm")
@@ -472,6 +473,13 @@ def _query(query: Mapping[str, object]) -> Dict[str, Union[str, List[str]]]:
         for key, value in query.items()
         if value is not None
     }
+
+
+def _is_of_the_token(problem: Problem) -> bool:
+    if problem.code in (UNSPECIFIED, PROTOCOL_AUTHENTICATION):
+        return True
+    # slurmdbd's part, from 24.11: "Failed to open slurmdbd connection, authentication error".
+    return problem.code == _DB_CONNECTION and "authentication" in problem.text
 
 
 def _word(value: object) -> str:
