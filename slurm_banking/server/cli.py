@@ -156,7 +156,16 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, help=f"(default: {DEFAULT_LISTEN})"
     )
-    serve.add_argument("--threads", metavar="N", type=_threads, default=8, help="(default: 8)")
+    serve.add_argument(
+        "--processes",
+        metavar="N",
+        type=_processes,
+        default=1,
+        help="that answer side by side; more than one where it has cores of its own (default: 1)",
+    )
+    serve.add_argument(
+        "--threads", metavar="N", type=_threads, default=8, help="of each process (default: 8)"
+    )
     serve.add_argument(
         "--compat",
         choices=COMPAT[1:],
@@ -298,6 +307,12 @@ def _threads(text: str) -> int:
     return int(text)
 
 
+def _processes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected 1 to 64")
+    return int(text)
+
+
 # -- the commands -----------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +324,7 @@ def _serve(args: argparse.Namespace, options: Options) -> int:
             f"slurm-banking bank: --compat {args.compat}: usage drifts as it does there; for tests only",
             file=sys.stderr,
         )
-    return serve(options, args.listen, args.threads)
+    return serve(options, args.listen, args.threads, args.processes)
 
 
 def _migrate(args: argparse.Namespace, options: Options) -> int:

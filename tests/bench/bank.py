@@ -28,6 +28,7 @@ from tests.server.running_bank import Account, RunningBank
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = "bench"
 FEW = 5000
+PROCESSES = 2  #: of the bank, as on a host with cores for it
 WARM_UP = 300  #: requests after which each costs the same
 
 CONFIG = """\
@@ -263,35 +264,48 @@ def measure_deliveries(size: Size, tell: Tell) -> list[Row]:
     rows: list[Row] = []
     with databases() as known:
         for name, create in known.items():
-            with RunningBank(create()) as bank:
-                rows += _deliveries(bank, name, size, tell)
+            for processes in (1, PROCESSES):
+                arguments = ("--processes", str(processes))
+                with RunningBank(create(), arguments=arguments) as bank:
+                    account = rich_account(bank)
+                    rows.append(_steady(bank, account, name, processes, size, tell))
+                    if processes == PROCESSES:
+                        rows += _waiting(bank, account, name, size, tell)
     return rows
 
 
-def _deliveries(bank: RunningBank, name: str, size: Size, tell: Tell) -> list[Row]:
-    account = rich_account(bank)
-    tell(f"deliveries to the bank on {name}, as runs start and end")
+def _steady(
+    bank: RunningBank, account: Account, name: str, processes: int, size: Size, tell: Tell
+) -> Row:
+    tell(f"deliveries to the bank on {name} in {processes} processes, as runs start and end")
     assert bank._server is not None
+    banks = [bank._server.pid, *children(bank._server.pid)]
     each = int(100 * size.slice_s)
     with Deliverer(bank, account, "steady", 0) as steady:
         rates = []
         for number in range(size.slices + 2):
             steady.backlog.live_on(each)
             if number == 2:  # the first has no ends, the second opens connections
-                relay_s, bank_s = process_s(steady.pid), process_s(bank._server.pid)
+                relay_s, bank_s = process_s(steady.pid), sum(map(process_s, banks))
             rate = steady.rate_of_all()
             if number >= 2:
                 rates.append(rate)
         count = 2 * each * size.slices
         relay_ms = (process_s(steady.pid) - relay_s) / count * 1000
-        bank_ms = (process_s(bank._server.pid) - bank_s) / count * 1000
-    rows = [
-        Row(what=f"relay to bank on {name}", estimate=mean(rates), unit="deliveries/s", least=300,
-            note=f"as many starts as ends; CPU of each: relay {relay_ms:.1f} ms, bank's process {bank_ms:.1f} ms"),
-    ]  # fmt: skip
+        bank_ms = (sum(map(process_s, banks)) - bank_s) / count * 1000
+    alone = processes == 1
+    return Row(
+        what=f"relay to bank on {name}" + (", which is one process" if alone else ""),
+        estimate=mean(rates), unit="deliveries/s", least=None if alone else 300,
+        note=f"as many starts as ends, the bank in {processes} process{'' if alone else 'es'}; "
+        f"CPU of each: relay {relay_ms:.1f} ms, bank {bank_ms:.1f} ms",
+    )  # fmt: skip
+
+
+def _waiting(bank: RunningBank, account: Account, name: str, size: Size, tell: Tell) -> list[Row]:
     waiting = size.waiting if name == "SQLite" else min(size.waiting, WAITING_ELSEWHERE)
     drained = size.drained if name == "SQLite" else 0
-    return rows + _backlog(bank, account, name, waiting, drained, size, tell)
+    return _backlog(bank, account, name, waiting, drained, size, tell)
 
 
 def _backlog(
@@ -368,6 +382,10 @@ def cpu_s(pid: int) -> float:
             for child in (task / "children").read_text().split():
                 total += int(cpu_s(int(child)) * 1e9)
     return total / 1e9
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def process_s(pid: int) -> float:

@@ -83,8 +83,15 @@ class Finished:
 
 
 class RunningBank:
-    def __init__(self, database_url: Optional[str] = None, data: Optional[Path] = None) -> None:
+    def __init__(
+        self,
+        database_url: Optional[str] = None,
+        data: Optional[Path] = None,
+        *,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
         self.database_url = database_url
+        self._arguments = arguments  #: of ``serve``, when it is started first
         self.data = data or Path(tempfile.mkdtemp(prefix="bank-", dir="/tmp"))
         self._owns_data = data is None
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,7 +109,7 @@ class RunningBank:
 
     def __enter__(self) -> RunningBank:
         try:
-            self.start()
+            self.start(*self._arguments)
             for scope in SCOPES:
                 made = self.shell(
                     "token", "create", "--scope", scope, "--name", f"test {scope}", "--json"

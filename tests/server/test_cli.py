@@ -97,6 +97,7 @@ def test_mistake_is_one_clear_line(shell: RunningBank, arguments: list[str], tol
         (["user", "add", "a", "--uid", "-1"], "a numeric user id"),
         (["token", "create", "--scope", "all", "--name", "x"], "start-only"),
         (["serve", "--threads", "0"], "1 to 256"),
+        (["serve", "--processes", "0"], "1 to 64"),
         ([], "required"),
         (["account"], "required"),
     ],

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +45,59 @@ def test_usage_survives_a_killed_server(tmp_path: Path) -> None:
         bank.start()
         assert str(bank.usage(account)) == "5.00"
         assert bank.verified()
+
+
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 15
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_several_processes_answer_and_one_that_dies_is_replaced(tmp_path: Path) -> None:
+    with RunningBank(data=tmp_path / "bank", arguments=("--processes", "2")) as bank:
+        assert bank._server is not None
+        parent = bank._server.pid
+        wait_until(lambda: len(children(parent)) == 2)
+        first = children(parent)
+        account = bank.account()
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [job(str(number), account, "0.10") for number in range(200)]
+            assert {answer.status_code for answer in pool.map(bank.put, jobs)} == {200}
+        assert str(bank.usage(account)) == "20.00"
+        for pid in first:
+            assert processor_ticks(pid) > 0
+        (victim, *_) = first
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(children(parent) - {victim}) == 2)
+        assert bank.put(job("200", account, "0.10")).status_code == 200
+        assert f"process {victim} ended (SIGKILL)" in (bank.data / "server.log").read_text()
+        assert bank.stop() == 0
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
+        bank.start("--processes", "2")
+        assert bank.verified()
+
+
+def processor_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    with RunningBank(data=tmp_path / "bank") as bank:
+        process, url, _ = bank.start_another("--processes", "3")
+        wait_until(lambda: len(children(process.pid)) == 3)
+        alive = children(process.pid)
+        process.kill()
+        process.wait(10)
+        process.stdout.close()  # type: ignore[union-attr]
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in alive))
+        with pytest.raises(requests.ConnectionError):
+            requests.get(url, timeout=5)
 
 
 def test_body_over_a_mebibyte_is_refused(bank: RunningBank) -> None:
