@@ -203,7 +203,7 @@ def _check_maps(site: Cluster, job: int, on: bool) -> None:
         for process in found:
             maps = (process / "maps").read_text()
             if "libpython" in maps or ("spank_slurm_banking" in maps) is not on:
-                name = (process / "comm").read_text().strip()
+                name = Path(os.readlink(process / "exe")).name
                 raise CannotMeasure(f"{name} with spank {'on' if on else 'off'}: wrong libraries")
     finally:
         site.run_as("root", ["scancel", f"{job}.{_last_step(site, job)}"])
