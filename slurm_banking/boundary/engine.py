@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -62,6 +63,8 @@ ACTOR = "slurmctld"
 RESCAN_NAME = "rescan"
 
 Log = Callable[[int, str], None]
+
+_PLAIN_WORD = re.compile(r"[\w.,:@/+-]{1,100}", re.ASCII)
 
 #: What decides whether an estimate is the one that something was set aside for.
 _PRICED = ("partition", "qos", "tres", "time_limit_min")
@@ -224,9 +227,9 @@ class Engine:
         if sub.room is not None and cost.tasks > sub.room:
             # Slurm would refuse it after us, and sbatch try again, each time with another lien.
             return Verdict(outcome=Outcome.REFUSED, reason=Reason.QUEUE_FULL, estimate=cost)
-        lien_id = new_lien_id()
 
         def set_aside(tx: Transaction, reason: Reason) -> str:
+            lien_id = new_lien_id()
             tx.open_lien(
                 account=sub.account or "",
                 user_id=sub.job_user_id,
@@ -872,4 +875,6 @@ def _numbers(verdict: Verdict, sub: Submission) -> Tuple[str, ...]:
 
 def _word(value: str) -> str:
     """One word for a log line, whatever a user wrote."""
+    if _PLAIN_WORD.fullmatch(value):
+        return value
     return "".join(c if c.isprintable() and c not in ' ="' else "?" for c in value)[:100] or "-"

@@ -222,15 +222,15 @@ class Transaction:
 
     def set_aside(self, account: str) -> SetAside:
         """What is open, added up, from the index alone: a refusal waits for it."""
-        (queued,) = self._rows("set_aside_queued", (account,))
-        (running,) = self._rows("set_aside_running", (account,))
+        queued = self._run("set_aside_queued", (account,)).fetchone()
+        running = self._run("set_aside_running", (account,)).fetchone()
         return SetAside(
-            queued_csu=int(queued["csu"]),
-            queued_jobs=int(queued["jobs"]),
-            running_csu=int(running["csu"]),
-            running_jobs=int(running["jobs"]),
-            grandfathered_csu=int(queued["gf_csu"] + running["gf_csu"]),
-            grandfathered_jobs=int(queued["gf_jobs"] + running["gf_jobs"]),
+            queued_jobs=int(queued[0]),
+            queued_csu=int(queued[1]),
+            running_jobs=int(running[0]),
+            running_csu=int(running[1]),
+            grandfathered_jobs=int(queued[2] + running[2]),
+            grandfathered_csu=int(queued[3] + running[3]),
         )
 
     def accounts_in_use(self) -> Sequence[Tuple[str, int]]:
