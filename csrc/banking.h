@@ -84,6 +84,7 @@ typedef struct {
 	uint64_t def_mem_per_gpu;	/* likewise, MB */
 	const char *billing_weights;	/* TRESBillingWeights as configured; NULL: billing is the number of CPUs */
 	uint32_t billing_max;		/* PriorityFlags=MAX_TRES */
+	uint32_t slurm_version;		/* SLURM_VERSION_NUMBER: how CPUs are dealt out depends on it */
 	uint32_t shape_count;
 	const banking_node_shape *shapes;	/* at most BANKING_SHAPES_MAX; the rest is in the last, as large as the largest */
 } banking_partition;

@@ -214,6 +214,7 @@ static void decode_numbers(const part_record_t *part_ptr, banking_partition *par
 	partition->def_cpu_per_gpu = job_default(part_ptr, JOB_DEF_CPU_PER_GPU);
 	partition->def_mem_per_gpu = job_default(part_ptr, JOB_DEF_MEM_PER_GPU);
 	partition->billing_max = (slurm_conf.priority_flags & PRIORITY_FLAGS_MAX_TRES) ? 1 : 0;
+	partition->slurm_version = SLURM_VERSION_NUMBER;
 }
 
 static const char *weights_of(const part_record_t *part_ptr)

@@ -4,13 +4,13 @@
 The rules are those of Slurm 22.05 (slurmctld, select/cons_tres), one function each, told in its docstring. Where Slurm's
 choice depends on what else runs then, the dearer possibility counts: a job whose nodes are not fixed may be spread over
 more of them than an idle cluster would take (:func:`_node_counts`), and in a partition of several node shapes it may get
-any of those that can run it.
+any of those that can run it. Later releases differ in few things (:func:`_by_later_rules`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -20,6 +20,10 @@ from slurm_banking.tres import UNTYPED, Tres, gpus_by_type
 
 #: Of an exclusive job in a partition of several shapes: ways of making up its nodes that are looked at one by one.
 MIXES_MAX = 200
+
+#: From here on the rules of later releases count beside those of 22.05. Differences were seen with 24.11 and 25.11; 23.02
+#: and 23.11 were not tried.
+LATER_RULES = (23, 2)
 
 _COUNT = re.compile(r"(\d{1,18})([KkMmGgTtPp]?)[Bb]?")
 _SEPARATOR = re.compile("[:=]")
@@ -116,7 +120,41 @@ def allocations(sub: Submission, partition: Partition) -> List[Tres]:
     ]
     if not nodes:
         return []
-    return _whole_nodes(job, nodes) if job.whole else _shared_nodes(job, nodes)
+    if job.whole:
+        return _whole_nodes(job, nodes)
+    found = _shared_nodes(job, nodes)
+    if partition.release >= LATER_RULES:
+        found = found + _by_later_rules(sub, partition, job, nodes, found)
+    return found
+
+
+def _by_later_rules(
+    sub: Submission, partition: Partition, job: _Job, nodes: Sequence[_Node], found: Sequence[Tres]
+) -> List[Tres]:
+    """What later releases may allocate beside that.
+
+    Overcommitted tasks may have a CPU each (with GPUs, or after an update of their number); if there are not as many,
+    the nodes have no more. Of the CPUs of a job's GPUs each of its nodes may give as many as the one with most of them,
+    in whole cores.
+    """
+    more: List[Tres] = []
+    if job.overcommit:
+        more += allocations(replace(sub, overcommit=False), partition)
+        more = more or allocations(replace(sub, exclusive=True), partition)
+    of_the_job = [gpu.per_job for gpu in job.gpus if gpu.per_job]
+    if job.cpus_per_gpu and of_the_job:
+        threads = max(node.tpc for node in nodes)
+        for tres in found:
+            on_a_node = sum(_ceil_div(gpus, tres.nodes) for gpus in of_the_job) * job.cpus_per_gpu
+            cpus = max(
+                tres.nodes * _round_up(on_a_node, threads),
+                _round_up(tres.cpus + (tres.nodes - 1) * (threads - 1), threads),
+            )
+            added_mb = (cpus - tres.cpus) * job.memory_mb if job.memory_per_cpu else 0
+            more.append(
+                _with_billing(partition, cpus, tres.memory_mb + added_mb, tres.nodes, tres.gpus)
+            )
+    return more
 
 
 def anyway(sub: Submission, partition: Partition) -> List[Tres]:

@@ -112,6 +112,7 @@ class Partition:
     #: TRESBillingWeights by TRES name in lower case, memory per GB; None: billing is the number of CPUs
     billing_weights: Optional[Mapping[str, Decimal]] = None
     billing_max: bool = False  #: PriorityFlags=MAX_TRES
+    release: Tuple[int, int] = (22, 5)  #: of Slurm: (year, month)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,7 @@ def _new_partition(ffi: Any, struct: Any, complain: Complain) -> Partition:
         def_mem_per_gpu_mb=number64(struct.def_mem_per_gpu) or None,
         billing_weights=billing_weights(weights, complain) if weights else None,
         billing_max=bool(struct.billing_max),
+        release=(struct.slurm_version >> 16, struct.slurm_version >> 8 & 0xFF),
     )
 
 

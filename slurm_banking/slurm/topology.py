@@ -178,7 +178,14 @@ def _partition(
         def_mem_per_gpu_mb=_job_default("DefMemPerGPU", values, settings),
         billing_weights=billing_weights("" if weights == "(null)" else weights),
         billing_max="MAX_TRES" in settings.get("PriorityFlags", "").split(","),
+        release=_release(settings.get("SLURM_VERSION", "")),
     )
+
+
+def _release(version: str) -> Tuple[int, int]:
+    """``24.11.5`` as (24, 11). What cannot be read counts as the newest: its rules never estimate less."""
+    found = re.match(r"([0-9]{1,4})\.([0-9]{1,2})", version)
+    return (int(found[1]), int(found[2])) if found else (9999, 0)
 
 
 def _count(text: str) -> Optional[int]:

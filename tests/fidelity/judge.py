@@ -25,6 +25,9 @@ from tests.fidelity.submissions import NAMES
 
 UNEXPLAINED = "unexplained"
 
+#: From here on the estimate has other rules beside those of 22.05.
+LATER = (23, 2)
+
 #: Why an estimate may be more than what was allocated. Each is checked on the job, not taken on trust.
 RULES: Mapping[str, str] = {
     "another partition than the dearest": "a list of partitions; it ran in another than the estimate is for",
@@ -44,6 +47,9 @@ RULES: Mapping[str, str] = {
     "Slurm refused the update": "raised when it was asked for, lowered when Slurm is seen not to have done it",
     "the ledger was busy": "nothing could be set aside in time; of the estimate only the sum is known, from what the user was told",
     "the update asked for less": "lowered only when Slurm is seen to have done it",
+    "later releases may give it more": "from Slurm 23.02 on: overcommitted tasks may have a CPU each, the CPUs of a job's GPUs"
+    " may be as many on each of its nodes",
+    "later releases give added nodes less": "from Slurm 23.02 on: scontrol update NumNodes= of a waiting job",
 }
 
 
@@ -192,6 +198,8 @@ class Judge:
     def __init__(self, books: Books, facts: Mapping[str, Facts] = BY_NAME) -> None:
         self.books = books
         self.facts = facts
+        version = re.search(r"slurmctld version (\d+)\.(\d+)", books.slurmctld_log)
+        self._later = version is not None and (int(version[1]), int(version[2])) >= LATER
         self._liens: dict[int, list[Mapping[str, Any]]] = {}
         for lien in books.liens:
             if lien["job_id"] is not None:
@@ -346,6 +354,10 @@ class Judge:
             and theirs.get("gres/gpu", 0) < ours.get("gres/gpu", 0)
         ):
             return "Slurm gives added nodes no GPUs"
+        if self._later and kind == "updated" and nodes_asked and fewer:
+            return "later releases give added nodes less"
+        if self._later and fewer and {"--overcommit", "-O", "--cpus-per-gpu"} & set(options):
+            return "later releases may give it more"
         if "," in options.get("--partition", "") and estimated.partition != row["Partition"]:
             return "another partition than the dearest"
         shortened = any(

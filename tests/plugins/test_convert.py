@@ -183,7 +183,7 @@ def test_a_partition_is_converted_whole() -> None:
         **{"max_cpus_per_node": 32, "max_nodes": 8, "total_cpus": 192, "total_nodes": 3},
         **{"one_task_per_core": 1, "def_mem_per_cpu": 2000 | MEM_PER_CPU, "max_mem_per_cpu": 9000},
         **{"def_cpu_per_gpu": 8, "def_mem_per_gpu": 16000},
-        **{"billing_weights": "CPU=2", "billing_max": 1},
+        **{"billing_weights": "CPU=2", "billing_max": 1, "slurm_version": 24 << 16 | 11 << 8 | 5},
     }
     assert partition((shape,), **facts) == Partition(
         name="p",
@@ -218,6 +218,7 @@ def test_a_partition_is_converted_whole() -> None:
         def_mem_per_gpu_mb=16000,
         billing_weights={"cpu": Decimal(2)},
         billing_max=True,
+        release=(24, 11),
     )
 
 

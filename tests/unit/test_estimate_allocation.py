@@ -455,3 +455,69 @@ def test_whole_nodes_are_never_fewer_cpus(
     whole = allocations(job(**as_sent({**wish, "exclusive": True}, "tres_per_job")), where)
     if shared and whole:
         assert max(t.cpus for t in whole) >= max(t.cpus for t in shared)
+
+
+# Later releases: each with what 25.11.2 allocated.
+
+
+def newest(where: str) -> Partition:
+    return dataclasses.replace(PARTITIONS[where], release=(25, 11))
+
+
+@pytest.mark.parametrize(
+    ("where", "asked", "allocated"),
+    [
+        # --overcommit --ntasks=22 --gres=gpu:t4:2 --nodes=1 --mem-per-gpu=6000
+        (
+            "gput",
+            {
+                "overcommit": True, "num_tasks": 22, "min_nodes": 1, "max_nodes": 1, "tres_per_node": "gres:gpu:t4:2",
+                "mem_per_tres": "gres:gpu:6000",
+            },
+            (22, 12000, 1, 2),
+        ),
+        # --overcommit --ntasks=9 --nodes=1, then scontrol update NumTasks=2
+        (
+            "normal",
+            {"overcommit": True, "num_tasks": 2, "min_nodes": 1, "max_nodes": 1},
+            (2, 1000, 1, 0),
+        ),
+        # --cpus-per-gpu=1 --gpus=5 --nodes=2: 3 CPUs on each node, though one has 2 GPUs
+        (
+            "gpumem",
+            {
+                "cpus_per_tres": "gres:gpu:1", "tres_per_job": "gres:gpu:5", "min_nodes": 2, "max_nodes": 2,
+                "mem_per_tres": "gres:gpu:6000",
+            },
+            (6, 30000, 2, 5),
+        ),
+    ],
+)  # fmt: skip
+def test_nothing_that_a_later_release_gave_is_above_the_dearest(
+    where: str, asked: dict[str, Any], allocated: tuple[int, int, int, int]
+) -> None:
+    def covered(partition: Partition) -> bool:
+        return any(
+            all(ours >= theirs for ours, theirs in zip(figures(tres), allocated))
+            for tres in allocations(job(**asked), partition)
+        )
+
+    assert covered(newest(where))
+    assert not covered(PARTITIONS[where]), "22.05 gives less"
+
+
+def test_overcommitted_tasks_that_have_no_cpus_get_all_of_their_node() -> None:
+    found = allocations(
+        job(overcommit=True, num_tasks=9000, min_nodes=1, max_nodes=1), newest("normal")
+    )
+    assert max(tres.cpus for tres in found) == PLAIN.cpus
+
+
+def test_a_later_release_changes_nothing_else() -> None:
+    for real in REAL:
+        asked = real["asked"]
+        if not asked.get("overcommit") and "cpus_per_tres" not in asked:
+            where = named(real["options"])
+            later = dataclasses.replace(where, release=(25, 11), def_cpus_per_gpu=None)
+            before = dataclasses.replace(where, def_cpus_per_gpu=None)
+            assert allocations(job(**asked), later) == allocations(job(**asked), before)

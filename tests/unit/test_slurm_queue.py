@@ -303,17 +303,23 @@ def test_memory_weights_and_defaults_for_gpus_are_the_partitions_or_else_the_clu
     assert (main.def_cpus_per_gpu, main.def_mem_per_gpu_mb) == (2, None)
     weights = {"cpu": Decimal(1), "mem": Decimal("0.25"), "gres/gpu": Decimal(2)}
     assert main.billing_weights == weights and not main.billing_max
+    assert main.release == (22, 5)
     assert exclusive.billing_weights is None
     assert not found.spec_allowed
     config = (DATA / "gpu-config.txt").read_text("utf-8")
     config = config.replace("(null)", "DefCpuPerGPU=4,DefMemPerGPU=1000")
     config = config.replace("DefMemPerNode           = UNLIMITED", "DefMemPerCPU = 700")
+    config = config.replace("22.05.8", "24.11.0-0rc1")
     config += "PriorityFlags           = NO_FAIR_TREE,MAX_TRES\nAllowSpecResourcesUsage = Yes\n"
     found = topology.read_topology(run=Recorded("gpu-", config=config))
     main, exclusive = found.partition("main"), found.partition("exclusive")
     assert (exclusive.def_mem_mb, exclusive.def_mem_per_cpu) == (700, True)
     assert (main.def_cpus_per_gpu, main.def_mem_per_gpu_mb) == (2, 1000)
     assert exclusive.def_cpus_per_gpu == 4 and main.billing_max
+    assert main.release == (24, 11)
+    config = config.replace("SLURM_VERSION", "VERSION")
+    unknown = topology.read_topology(run=Recorded("gpu-", config=config)).partition("main")
+    assert unknown.release > (99, 0), "the newest, whose rules never estimate less"
 
 
 @pytest.mark.parametrize(
