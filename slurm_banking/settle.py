@@ -15,6 +15,7 @@ from slurm_banking.config import Config
 from slurm_banking.estimate import Unpriceable, estimate_queued
 from slurm_banking.ledger import EndResult, LedgerRun, Transaction
 from slurm_banking.ledger.rows import RETURNED
+from slurm_banking.ledger.transaction import LOST
 from slurm_banking.prices import Price, PriceList, Rates, plain
 from slurm_banking.records import UNLIMITED, Estimate, QueuedJob, Run
 from slurm_banking.tres import Tres, parse_tres
@@ -226,7 +227,10 @@ def cost_of(tx: Transaction, config: Config, run: Run) -> Tuple[int, Mapping[str
     prices = prices_for(tx, config, run.start_time)
     price = _price(prices, run)
     factor = prices.factor(charging.final_state(run))
-    return charging.charge(run, price, factor), _inputs(run, price, factor)
+    inputs = _inputs(run, price, factor)
+    if run.state == LOST:  # the bank knew, where the ledger was lost too
+        inputs = {**inputs, "lost_at": tx.now_us // _US_PER_S}
+    return charging.charge(run, price, factor), inputs
 
 
 def entered_csu(tx: Transaction, run: Union[LedgerRun, Run]) -> int:

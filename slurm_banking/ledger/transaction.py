@@ -1275,9 +1275,14 @@ class Transaction:
             inputs=inputs,
         )
 
-    def lose_run(self, run: LedgerRun, *, actor: str) -> None:
-        """Slurm does not know the run any more, and nobody will tell its end: it is over, and costs nothing."""
-        inputs = {**run.inputs, "elapsed_s": 0, "state": LOST}
+    def lose_run(self, run: LedgerRun, *, lost_at: Optional[int] = None, actor: str) -> None:
+        """Slurm does not know the run any more, and nobody will tell its end: it is over, and costs nothing.
+
+        ``lost_at``: when that was seen, unix seconds; None: now.
+        """
+        if lost_at is None:
+            lost_at = self.now_us // 1_000_000
+        inputs = {**run.inputs, "elapsed_s": 0, "state": LOST, "lost_at": lost_at}
         self._run(
             "lose_run", {"run_id": run.run_id, "slurm_state": LOST, "inputs": dump_json(inputs)}
         )

@@ -35,7 +35,7 @@ from slurm_banking.reconcile.findings import (
     Finding,
 )
 from slurm_banking.records import Run
-from slurm_banking.slurm.runaway import is_made_up
+from slurm_banking.slurm.runaway import is_made_up, is_made_up_of_lost
 
 AGREES = "agrees"
 NEVER_RAN = "never_ran"
@@ -264,8 +264,9 @@ def _compare(
 ) -> Tuple[Optional[Finding], str]:
     run = _as_it_was_cancelled(run, one)
     expected_csu: Optional[int] = rules.prices.cost_csu(run)
-    if is_made_up(run) and one.inputs.get("elapsed_s") != run.elapsed_s:
-        # Told alike by slurmctld, it did run on after its limit.
+    lost_at = one.inputs.get("lost_at") if one.slurm_state == LOST else None
+    told_alike = one.inputs.get("elapsed_s") == run.elapsed_s  # it did run on after its limit
+    if is_made_up_of_lost(run, lost_at) or (is_made_up(run) and not told_alike):
         run = replace(run, elapsed_s=0, segments=())
         expected_csu = rules.prices.cost_csu(run)
     if _holder(one) != _holder(run):

@@ -29,7 +29,7 @@ from slurm_banking.errors import EntryConflict, SlurmUnavailable
 from slurm_banking.ledger import Ledger, LedgerRun, Lien, Transaction
 from slurm_banking.ledger.transaction import LOST
 from slurm_banking.records import UNKNOWN_RESTART, UNLIMITED, Estimate, QueuedJob, Run
-from slurm_banking.slurm.runaway import is_made_up, is_overdue
+from slurm_banking.slurm.runaway import is_made_up, is_made_up_of_lost, is_overdue
 from slurm_banking.slurm.sacct import Accounting
 from slurm_banking.slurm.squeue import QueueSnapshot, is_pending, is_started
 from slurm_banking.tres import Tres, parse_tres
@@ -954,7 +954,7 @@ def _end_lost(
         current = tx.run(run.run_id)
         if current is None or current.state != "running":
             return
-        tx.lose_run(current, actor=ACTOR)
+        tx.lose_run(current, lost_at=int(now), actor=ACTOR)
         log.warning("run_lost job_id=%d submit_time=%d", run.job_id, run.submit_time)
         report.lost += 1
 
@@ -1190,14 +1190,17 @@ def _may_restate(existing: LedgerRun, row: Run) -> bool:
     """Whether slurmdbd knows better.
 
     Of a run that was resized it may have a part that was missed here; but of one that was requeued after a resize it
-    has the end of the next run. One taken for lost was not; one whose start had failed has run since. And of one that it
+    has the end of the next run. One taken for lost was not, if it ended before that; one whose start had failed has run since. And of one that it
     had as never started, when slurmctld had come back with an older state, it may have the times by now.
     """
     timeless = existing.source == row.source and not existing.elapsed_s
     return len(row.segments) > len(existing.inputs.get("segments") or ()) or (
         row.started
         and (
-            existing.slurm_state == LOST
+            (
+                existing.slurm_state == LOST
+                and not is_made_up_of_lost(row, existing.inputs.get("lost_at"))
+            )
             or existing.returned
             or (timeless and row.elapsed_s > 0 and not is_made_up(row))
         )

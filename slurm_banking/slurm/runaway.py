@@ -11,7 +11,7 @@ up for them is no end:
 
 * ``sacctmgr`` writes one that is the start: nothing is charged for no time;
 * slurmctld, started without its state (``-c``), has slurmdbd cancel whatever has no end, now, which may be weeks later:
-  see :func:`is_made_up`.
+  see :func:`is_made_up`; or minutes later, see :func:`is_made_up_of_lost`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ PAST_LIMIT_S = 3600
 TIMEOUT_S = 60.0
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
+#: The states of an end that is made up.
+_MADE_UP = ("CANCELLED", "NODE_FAIL")
+
 _FIELDS = ("JobIDRaw", "Submit", "Start", "State")
 
 Key = Tuple[int, int]  #: job id, submit time
@@ -49,10 +52,23 @@ def is_made_up(row: Run) -> bool:
 
     By how it was cancelled, and when: later than its limit allows it to have run.
     """
-    if row.state not in ("CANCELLED", "NODE_FAIL") or row.time_limit_min in (None, UNLIMITED):
+    if row.state not in _MADE_UP or row.time_limit_min in (None, UNLIMITED):
         return False
     assert row.time_limit_min is not None
     return row.elapsed_s > row.time_limit_min * 60 + PAST_LIMIT_S
+
+
+def is_made_up_of_lost(row: Run, lost_at: Optional[int]) -> bool:
+    """The same of a run that was taken for lost here at ``lost_at`` (unix seconds; None: not known, or it was not).
+
+    slurmctld did not have it any more then. If it is cancelled later, that is for want of its end.
+    """
+    return (
+        lost_at is not None
+        and row.state in _MADE_UP
+        and row.end_time is not None
+        and row.end_time > lost_at
+    )
 
 
 def is_overdue(start_time: Optional[int], time_limit_min: Optional[int], now: float) -> bool:

@@ -450,6 +450,8 @@ class Judge:
             if self._costs_as_asked(key, row, run["user_id"], run["charge_csu"]):
                 return NO_CPUS
         start, end = run["start_time"], run["end_time"]
+        if row is not None and self._was_lost_before(run, row):
+            return LOST_BY_SLURM
         if row is not None and self._was_cancelled_while_it_ran(run, row):
             return OTHER_TIMES if self._recomputed(run) == run["charge_csu"] else ""
         if not self.witness.saw(run["job_id"], start, end):
@@ -519,6 +521,17 @@ class Judge:
                 if plain_charge.charge([whole], self.books.prices) == csu:
                     return True
         return False
+
+    def _was_lost_before(self, run: Mapping[str, Any], row: Row) -> bool:
+        """slurmctld, which knew nothing of it, came back without its state, and had slurmdbd end it; nobody saw it end then."""
+        return (
+            run["slurm_state"] == LOST_STATE
+            and not run["charge_csu"]
+            and row["State"] == "CANCELLED"
+            and row["End"].isdigit()
+            and self.witness.flushed(int(row["End"]))
+            and not self.witness.saw_end(run["job_id"], int(row["End"]))
+        )
 
     def _as_witnessed(self, job_id: int, row: Row, csu: int | None) -> bool:
         """By the start that slurmctld logged, to the hundredth (or a second beside: the log's clock ticks by itself)."""

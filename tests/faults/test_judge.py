@@ -384,6 +384,23 @@ def test_an_end_made_up_when_slurmctld_came_back_without_its_state_is_slurmdbds_
     assert not verdict(seen).good and not verdict(flush).good
 
 
+def test_an_end_made_up_of_what_slurmctld_had_lost_before_costs_nothing() -> None:
+    made_up = row(1, State="CANCELLED", End=str(START + 500), ElapsedRaw="500")
+    when = log(99, 0, START + 500).splitlines()[1].split("]")[0]
+    flush = f"{when}] Reinitializing job accounting state\n"
+    nothing = {"charge_csu": 0, "ledger_csu": 0, "bank_csu": 0, "end_time": START}
+    lost = run(1, slurm_state="LOST", **nothing)
+
+    def verdict(text: str, **changes: Any) -> Verdict:
+        mine = {**lost, **changes}
+        return judge(books([made_up], [mine], [at_bank(1, 0, end_time=START)], slurmctld_log=text))
+
+    assert reasons(verdict(flush)) == [LOST_BY_SLURM] and verdict(flush).good
+    assert not reasons(verdict(""))
+    assert not reasons(verdict(flush + log(1, START, START + 500))), "it did end then"
+    assert not reasons(verdict(flush, slurm_state="COMPLETED"))
+
+
 def test_a_run_that_was_requeued_after_its_end_has_its_own_end() -> None:
     moved = row(1, 14, State="REQUEUED")
     ended = log(1, START, START + 10)

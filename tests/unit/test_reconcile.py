@@ -334,6 +334,19 @@ def test_a_lost_run_that_slurmdbd_has_an_end_of_by_now_is_restated(books: Books)
     assert found(books.compare()) == [("restated", "ledger", 1)]
 
 
+def test_an_end_that_slurm_made_up_after_a_run_was_lost_costs_nothing(books: Books) -> None:
+    run = a_slurm_run(1)
+    running = books.start(run, deliver=False)
+    with books.ledger.transaction() as tx:
+        tx.lose_run(running, actor="relay")
+        lost_at = tx.now_us // 1_000_000
+    made_up = replace(run, state="CANCELLED", end_time=lost_at + 60, elapsed_s=900)
+    books.accounting.runs = [made_up]
+    assert not [one for one in found(books.compare()) if one[1] == "ledger"]
+    books.accounting.runs = [replace(made_up, state="COMPLETED")]
+    assert found(books.compare()) == [("restated", "ledger", 1)]
+
+
 def test_an_end_that_slurm_made_up_charges_nothing(books: Books) -> None:
     made_up = a_slurm_run(1, state="CANCELLED", elapsed_s=3 * 86_400, time_limit_min=60)
     books.accounting.runs.append(made_up)

@@ -324,6 +324,23 @@ def test_many_forgotten_runs_are_not_ended_without_an_operators_word(site: Site)
     assert {run.state for run in site.runs()} == {"ended"}
 
 
+def test_an_end_that_slurm_made_up_after_a_run_was_lost_charges_nothing(site: Site) -> None:
+    """slurmctld, once more without its state, had slurmdbd cancel what it knew nothing of for minutes."""
+    forgotten(site)
+    for _ in range(16):
+        site.see(after_s=70)
+    assert run_of(site).slurm_state == "LOST"
+    lost_at = run_of(site).inputs.get("lost_at", int(site.now))
+    site.now += 300
+    made_up = replace(an_ended(a_job()), state="CANCELLED", end_time=lost_at + 60, elapsed_s=1200)
+    site.sacct.rows = [made_up]
+    site.window(since=2_000_000_000)
+    assert (run_of(site).slurm_state, run_of(site).charge_csu) == ("LOST", 0)
+    site.sacct.rows = [replace(made_up, end_time=lost_at - 60, elapsed_s=1080)]
+    site.window(since=2_000_000_000)
+    assert run_of(site).charge_csu, "ended before it was missed, it did run"
+
+
 def test_accounting_has_the_last_word_about_a_run_taken_for_lost(site: Site) -> None:
     forgotten(site)
     site.sacct.rows = [replace(an_ended(a_job()), end_time=None, state="RUNNING")]  # a runaway
