@@ -17,6 +17,7 @@ from typing import Any, Optional
 from django.conf import settings
 from django.contrib.auth import authenticate
 from django.core.exceptions import SuspiciousOperation
+from django.core.paginator import Paginator
 from django.db import InterfaceError, OperationalError
 from django.db.models import Count, F, FloatField, QuerySet, Sum
 from django.db.models.functions import Coalesce
@@ -110,6 +111,18 @@ class Pages(PageNumberPagination):
     max_page_size = 1000
 
 
+class _PagesOfKnown(Pages):
+    """Of as many rows as were counted already: the paginator would ask again."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def django_paginator_class(self, rows: QuerySet[Any], page_size: int) -> Paginator[Any]:
+        paginator = Paginator(rows, page_size)
+        paginator.count = self._count  # type: ignore[misc]
+        return paginator
+
+
 # -- deciding ---------------------------------------------------------------------------------------------------------
 
 
@@ -145,8 +158,7 @@ class Jobs(BankView):
             cpu_time=Coalesce(Sum("cpu_time"), 0.0, output_field=FloatField()),
         )
         ordered = jobs.order_by(F("startdate").asc(nulls_last=True), "id").values(*ROW_FIELDS)
-        ordered.count = lambda: totals["count"]  # known by now; the paginator would ask again
-        pages = Pages()
+        pages = _PagesOfKnown(totals["count"])
         page = pages.paginate_queryset(ordered, request, view=self)
         body = pages.get_paginated_response([row_on_the_wire(row) for row in page]).data
         body["total_amount"] = float(Decimal(totals["amount_csu"]).scaleb(-2))

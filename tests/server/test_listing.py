@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import subprocess
+import sys
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -45,6 +47,42 @@ def put(bank: RunningBank, account: Account, name: str, start: int, amount: str 
         }
     )
     assert answer.status_code == 200, answer.text
+
+
+_STATEMENTS = """
+import json, sys
+import django
+
+django.setup()
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+token, path = sys.argv[1:]
+with CaptureQueriesContext(connection) as asked:
+    answer = Client().get(path, HTTP_HOST="127.0.0.1", HTTP_AUTHORIZATION=f"Token {token}")
+print(json.dumps([answer.json()["count"], [one["sql"] for one in asked]]))
+"""
+
+
+def test_a_page_reads_no_more_rows_of_the_database_than_it_has(bank: RunningBank) -> None:
+    account = bank.account()
+    for number in range(3):
+        put(bank, account, f"{account.name}:{number}", START + number)
+    asked = subprocess.run(
+        [
+            *(sys.executable, "-c", _STATEMENTS, bank.keys["read"]),
+            f"/api/jobs/?account={account.name}&start_time={START}&page_size=2",
+        ],
+        env={**bank.environment, "DJANGO_SETTINGS_MODULE": "slurm_banking.server.settings"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, statements = json.loads(asked.stdout)
+    of_rows = [text for text in statements if "jobslurmid" in text]
+    assert count == 3 and len(of_rows) == 1
+    assert "LIMIT 2" in of_rows[0]
 
 
 def test_every_row_of_a_time_is_listed_once(
