@@ -8,6 +8,7 @@ leaves the processor to them.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -55,6 +56,12 @@ def run(args: argparse.Namespace, config_path: str, socket_path: Callable[[], st
         return _complain([str(error)])
 
 
+def _collect_seldom() -> None:
+    """Its rows are no cycles: Python would look through all that are held again and again, a fifth of the time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 def _complain(lines: List[str]) -> int:
     for line in lines:
         print(f"slurm-banking: error: {line}", file=sys.stderr)
@@ -90,6 +97,7 @@ def _run(args: argparse.Namespace, config_path: str, socket_path: str) -> int:
                 f"--since {text.local(since)}: expected a time before --until, {text.local(until)}"
             )
         progress = _Progress(state_dir, since, until)
+        _collect_seldom()
         report = reconcile(
             ledger,
             config,

@@ -60,7 +60,7 @@ from slurm_banking.records import Run
 from slurm_banking.slurm.sacct import Accounting
 
 #: Rows that a window should have.
-WINDOW_ROWS = 20_000
+WINDOW_ROWS = 10_000
 FIRST_WINDOW_S = 86_400
 SHORTEST_WINDOW_S = 60
 LONGEST_WINDOW_S = 31 * 86_400
@@ -558,6 +558,11 @@ class _Comparison:
         self, rows: Sequence[BankRun], wanted: Dict[int, RunGlance], known: _Known, low: int
     ) -> None:
         self._rows(rows, wanted, known)
+        for one in [one for one in wanted.values() if one.run_id in self._ahead]:
+            row = self._ahead.pop(one.run_id)
+            if row.bank_job_id == one.bank_job_id:
+                del wanted[one.run_id]
+                self._compare_row(one, row)
         if self._lists:
             days = Counter(
                 (one.start_time or 0) // _DAY_S
@@ -569,11 +574,7 @@ class _Comparison:
                 self._rows(self._list(day * _DAY_S, until), wanted, known, only_wanted=True)
         for one in list(wanted.values()):
             self._check_stop()
-            ahead = self._ahead.pop(one.run_id, None)
-            if ahead is not None and ahead.bank_job_id == one.bank_job_id:
-                self._compare_row(one, ahead)
-            else:
-                self._compare_row(one, self._row_of(one))
+            self._compare_row(one, self._row_of(one))
 
     def _row_of(self, one: RunGlance) -> Optional[BankRun]:
         if one.waiting and one.parked is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -509,6 +510,27 @@ def test_windows_are_short_where_there_is_much(books: Books) -> None:
     assert all(before[1] == after[0] for before, after in zip(asked, asked[1:], strict=False))
     ends = [run.end_time or 0 for run in books.accounting.runs]
     assert max(sum(low <= end < high for end in ends) for low, high in asked) <= 10
+
+
+def test_rows_of_runs_that_end_in_a_later_window_are_listed_once(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "LIST_DAY_ROWS", 2)
+    for job_id in range(1, 60):
+        books.end(a_slurm_run(job_id, start_time=T0 + 600 * job_id, elapsed_s=3 * 3600))
+    listed: Counter[str] = Counter()
+    ask = books.bank.list_runs
+
+    def counted(**options: Any) -> Iterator[BankRun]:
+        for row in ask(**options):
+            listed[row.bank_job_id] += 1
+            yield row
+
+    books.bank.list_runs = counted  # type: ignore[method-assign]
+    books.bank.asked.clear()
+    report = books.compare(window_rows=10)
+    assert report.clean and report.rows == 59 and report.windows > 5
+    assert set(listed.values()) == {1} and not books.bank.asked
 
 
 def test_one_account_alone(books: Books) -> None:
