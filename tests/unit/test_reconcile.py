@@ -523,7 +523,7 @@ def test_rows_of_runs_that_end_in_a_later_window_are_listed_once(
 
     def counted(**options: Any) -> Iterator[BankRun]:
         for row in ask(**options):
-            listed[row.bank_job_id] += 1
+            listed[row.bank_job_id] += options.get("account") is None  # not for an account's sum
             yield row
 
     books.bank.list_runs = counted  # type: ignore[method-assign]
