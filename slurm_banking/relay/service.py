@@ -625,6 +625,7 @@ class Service:
         with old.delivering:
             old.close()
             self.book, self._book_of = open_book(self._state_dir, self.ledger)
+        self._steps["members"].wake()  # it has nobody's funds
 
     def _deliver(self) -> Optional[float]:
         self._check_book()

@@ -231,14 +231,18 @@ def _damage_found(path: Path) -> Any:
 
 
 def test_a_ledger_that_is_another_one_is_noticed_by_the_deliveries(
-    inside: Inside, said: Said
+    inside: Inside, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It has no funds: those of accounts that are not in use are read again too, and not in an hour."""
+    woken: list[bool] = []
+    monkeypatch.setattr(inside.service._steps["members"], "wake", lambda: woken.append(True))
     state = inside.directory / "state"
     for name in os.listdir(state):
         if name.startswith(store.FILE_NAME):
             os.unlink(state / name)
     inside.service._deliver()
     said.one("ledger_replaced", f"path={inside.service.ledger.path}")
+    assert woken
 
 
 @pytest.mark.parametrize(
