@@ -1190,20 +1190,17 @@ def _may_restate(existing: LedgerRun, row: Run) -> bool:
     """Whether slurmdbd knows better.
 
     Of a run that was resized it may have a part that was missed here; but of one that was requeued after a resize it
-    has the end of the next run. One taken for lost was not, if it ended before that; one whose start had failed has run since. And of one that it
-    had as never started, when slurmctld had come back with an older state, it may have the times by now.
+    has the end of the next run. One taken for lost was not, unless its end was made up after that; one whose start had
+    failed has run since. And of one that it had as never started, when slurmctld had come back with an older state, it
+    may have the times by now.
     """
+    lost = existing.slurm_state == LOST
+    if lost and is_made_up_of_lost(row, existing.inputs.get("lost_at")):
+        return False
     timeless = existing.source == row.source and not existing.elapsed_s
     return len(row.segments) > len(existing.inputs.get("segments") or ()) or (
         row.started
-        and (
-            (
-                existing.slurm_state == LOST
-                and not is_made_up_of_lost(row, existing.inputs.get("lost_at"))
-            )
-            or existing.returned
-            or (timeless and row.elapsed_s > 0 and not is_made_up(row))
-        )
+        and (lost or existing.returned or (timeless and row.elapsed_s > 0 and not is_made_up(row)))
     )
 
 

@@ -296,7 +296,7 @@ def _steady(
     alone = processes == 1
     return Row(
         what=f"relay to bank on {name}" + (", which is one process" if alone else ""),
-        estimate=mean(rates), unit="deliveries/s", least=None if alone else 300,
+        estimate=mean(rates), unit="deliveries/s", least=300,
         note=f"as many starts as ends, the bank in {processes} process{'' if alone else 'es'}; "
         f"CPU of each: relay {relay_ms:.1f} ms, bank {bank_ms:.1f} ms",
     )  # fmt: skip

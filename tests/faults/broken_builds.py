@@ -102,7 +102,7 @@ BROKEN: Mapping[str, Patch] = MappingProxyType(
                 Replacement(
                     path="slurm_banking/relay/sweep.py",
                     old="    if found is None and (known is None or known.user_id != job.user_id):\n",
-                    new="    if found is None and token is None and known is None:\n",
+                    new="    if found is None and token is None and (known is None or known.user_id != job.user_id):\n",
                 ),
             ),
         ),

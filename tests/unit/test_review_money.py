@@ -324,12 +324,17 @@ def test_many_forgotten_runs_are_not_ended_without_an_operators_word(site: Site)
     assert {run.state for run in site.runs()} == {"ended"}
 
 
-def test_an_end_that_slurm_made_up_after_a_run_was_lost_charges_nothing(site: Site) -> None:
+@pytest.mark.parametrize("source", ["squeue", "sacct"])
+def test_an_end_that_slurm_made_up_after_a_run_was_lost_charges_nothing(
+    site: Site, source: str
+) -> None:
     """slurmctld, once more without its state, had slurmdbd cancel what it knew nothing of for minutes."""
     forgotten(site)
     for _ in range(16):
         site.see(after_s=70)
     assert run_of(site).slurm_state == "LOST"
+    with site.ledger.transaction() as tx:  # who told of it first
+        tx._connection.execute("UPDATE runs SET source = ?", (source,))
     lost_at = run_of(site).inputs.get("lost_at", int(site.now))
     site.now += 300
     made_up = replace(an_ended(a_job()), state="CANCELLED", end_time=lost_at + 60, elapsed_s=1200)
