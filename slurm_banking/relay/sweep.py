@@ -49,7 +49,7 @@ PROPOSAL_S = 5
 CONTROLLER_UP_S = 15
 #: Snapshots without its job after which a lien may end.
 TIMES_MISSED = 2
-#: By how many seconds a lien is newer than now that was made by a clock that was ahead: it is as old as any.
+#: By how many seconds a lien's time is later than now that was written by a clock that was ahead: it is as old as any.
 AHEAD_S = 60
 #: More liens than both of these in one sweep are not ended without an operator's word.
 MANY_LIENS = 20
@@ -502,9 +502,25 @@ def _confirm_group(
         submit_time=job.submit_time,
         token_lien_id=None if token is None else token.lien_id,
     )
+    if found is None and token is not None and _ended_after(tx, token, job, snapshot):
+        return  # the next snapshot tells
     known = tx.find_run(job.job_id, job.submit_time)
     if found is None and (known is None or known.user_id != job.user_id):
         _open(tx, config, group, token, state, report)
+
+
+def _ended_after(
+    tx: Transaction, token: tokens.Token, job: QueuedJob, snapshot: QueueSnapshot
+) -> bool:
+    """Whether the job's lien ended after the snapshot was taken, which still shows its job: cancelled in between."""
+    lien = tx.lien(token.lien_id)
+    return (
+        lien is not None
+        and lien.ended_us is not None
+        and _same_owner(lien, job)
+        and _was_for(lien, job)
+        and snapshot.taken_at * 1_000_000 <= lien.ended_us <= tx.now_us + AHEAD_S * 1_000_000
+    )
 
 
 def _dearest(config: Config, jobs: Sequence[QueuedJob]) -> Tuple[QueuedJob, Estimate]:

@@ -601,6 +601,33 @@ def test_a_job_that_came_past_the_plugin_is_found(site: Site) -> None:
     assert site.entries() == before + 1
 
 
+def test_a_job_cancelled_after_the_look_at_the_queue_is_not_found_again(site: Site) -> None:
+    token = site.submit(6000)
+    job = a_job(token)
+    site.see(job)
+    with site.ledger.transaction() as tx:
+        tx.now_us = (site.now + 5) * 1_000_000 + 300_000
+        lien = tx.lien(token.lien_id)
+        assert lien is not None
+        tx.end_lien(lien, "lien_voided", reason="cancelled", actor="slurmctld")
+    before = site.entries()
+    assert not site.see(job).changed, "the look is older than the end of its lien"
+    assert site.entries() == before + 1
+    assert site.see(job).opened == {"found": 1}, "a later look has it: it waits after all"
+
+
+def test_a_lien_ended_by_a_clock_that_was_far_ahead_keeps_no_job_from_having_one(
+    site: Site,
+) -> None:
+    token = site.submit(6000)
+    with site.ledger.transaction() as tx:
+        tx.now_us = (site.now + 7200) * 1_000_000
+        lien = tx.lien(token.lien_id)
+        assert lien is not None
+        tx.end_lien(lien, "lien_voided", reason="cancelled", actor="slurmctld")
+    assert site.see(a_job(token)).opened == {"found": 1}
+
+
 @pytest.mark.parametrize(
     "mode, liens, counted",
     [("fast-allocation", 1, 0), ("notional-charging", 0, 0), ("usage-tracking", 0, 0)],
