@@ -24,7 +24,7 @@ from django.utils import timezone
 
 from slurm_banking.amounts import MAX_WIRE_CSU, format_su
 from slurm_banking.errors import BankingError
-from slurm_banking.server import statements
+from slurm_banking.server import job_rows, statements
 from slurm_banking.server.models import (
     Account,
     Allocation,
@@ -322,8 +322,7 @@ def _store_job(values: Mapping[str, Any], actor: str, *, update: bool) -> Job:
         name, uid, jobslurmid = values["accountid"], values["userid"], values["jobslurmid"]
         lock = statements.LOCK_ACCOUNT + statements.LOCK_CLAUSE[connection.vendor]
         account_id, account_active = statements.fetch_one(lock, [name]) or (None, None)
-        context = statements.fetch_one(statements.JOB_CONTEXT, [uid, account_id, jobslurmid])
-        user_id, username, member, job_id = context
+        user_id, username, member, job = job_rows.context(uid, account_id, jobslurmid)
         errors: dict[str, list[str]] = {}
         if user_id is None:
             errors["userid"] = [f"No user has cluster_uid {uid}."]
@@ -333,25 +332,24 @@ def _store_job(values: Mapping[str, Any], actor: str, *, update: bool) -> Job:
             raise JobRefused(errors)
         account = Account(id=account_id, name=name, active=account_active)
         user = ClusterUser(id=user_id, username=username, cluster_uid=uid)
-        if job_id is None:
+        if job is None:
             _check_may_have_jobs(account, user, member)
             job = Job(jobslurmid=jobslurmid, user=user, account=account)
         elif not update:
             raise JobRefused({"jobslurmid": ["job with this jobslurmid already exists."]})
         else:
-            job = Job.objects.get(pk=job_id)
             _check_same_owner(job, account, user)
             job.user, job.account = user, account
         changed = _assign(job, values)
         _check_order(job)
         moves = _settle(job)
-        if job_id is None:
+        if job.pk is None:
             try:
-                job.save(force_insert=True)
+                job_rows.insert(job)
             except IntegrityError as error:
                 raise _Raced from error
         elif changed or moves:
-            job.save(force_update=True)
+            job_rows.update(job)
         _append_moves(job, moves, "job", actor)
         return job
 

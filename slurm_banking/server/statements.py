@@ -39,15 +39,6 @@ FUNDS = """
 LOCK_ACCOUNT = "SELECT id, active FROM bank_account WHERE name = %s"
 LOCK_CLAUSE = {"postgresql": " FOR NO KEY UPDATE", "sqlite": ""}
 
-#: Of one job to be stored: its user, their membership in the account, and whether the bank has the job.
-JOB_CONTEXT = """
-    SELECT u.id, u.username, m.active, j.id
-      FROM (SELECT 1 AS one) AS always
-      LEFT JOIN bank_clusteruser AS u ON u.cluster_uid = %s
-      LEFT JOIN bank_membership AS m ON m.user_id = u.id AND m.account_id = %s
-      LEFT JOIN bank_job AS j ON j.jobslurmid = %s
-"""
-
 PERIOD = """
     SELECT id
       FROM bank_allocation
