@@ -36,6 +36,10 @@ _POSTGRESQL_OPTIONS = frozenset(
     "application_name connect_timeout passfile service sslcert sslkey sslmode sslrootcert".split()
 )
 
+#: Times that a connection is asked the same, after which PostgreSQL keeps the statement and its plan: of what a question
+#: costs there, half is planning. A pooler that gives each transaction another server has to know of that, or ``?prepare=no``.
+_PREPARED_AFTER = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
@@ -158,12 +162,15 @@ def _postgresql(
     user = extra.pop("user", None) or unquote(username or "")
     secret = extra.pop("password", None) or unquote(password or "")
     name = extra.pop("dbname", None) or unquote(path.lstrip("/"))
+    prepared = extra.pop("prepare", "yes")
     unknown = sorted(set(extra) - _POSTGRESQL_OPTIONS)
     if unknown:
-        known = ", ".join(sorted(_POSTGRESQL_OPTIONS))
+        known = ", ".join(sorted({*_POSTGRESQL_OPTIONS, "prepare"}))
         raise ConfigError(
             [f"database URL: unknown parameter {unknown[0]!r}, expected one of {known}"]
         )
+    if prepared not in ("yes", "no"):
+        raise ConfigError([f"database URL: prepare {prepared!r}, expected yes or no"])
     if port_text and not port_text.isdecimal():
         raise ConfigError([f"database URL: port {port_text!r}, expected a number"])
     if not name or "/" in name:
@@ -177,7 +184,12 @@ def _postgresql(
         "PORT": port_text,
         "USER": user,
         "PASSWORD": secret,
-        "OPTIONS": {"connect_timeout": "5", **extra},
+        "OPTIONS": {
+            "connect_timeout": "5",
+            "server_side_binding": prepared == "yes",
+            "prepare_threshold": _PREPARED_AFTER if prepared == "yes" else None,
+            **extra,
+        },
         "CONN_MAX_AGE": None,
         "CONN_HEALTH_CHECKS": True,
     }

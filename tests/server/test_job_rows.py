@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+from .conftest import PostgreSQL
 from .running_bank import RunningBank, job
 
 _SCRIPT = """
@@ -88,3 +89,13 @@ def test_a_row_is_updated_as_the_model_would_have_it(bank: RunningBank) -> None:
         shown["submitdate"] == FIELDS["submitdate"] and shown["startdate"] == "2026-11-01T11:00:00Z"
     )
     assert ask(bank, ended) == [[], 200, [], [None, None]]
+
+
+def test_a_bank_that_prepares_no_statements_takes_jobs_as_well(postgresql: PostgreSQL) -> None:
+    url = postgresql.create_database("unprepared") + "&prepare=no"
+    with RunningBank(url) as bank:
+        account = bank.account()
+        for number in range(8):
+            assert bank.put(job(f"{account.name}:{number}", account, "1.00")).status_code == 200
+            assert bank.can_submit("1", account).json()["success"]
+        assert str(bank.usage(account)) == "8.00" and bank.verified()

@@ -117,11 +117,12 @@ def test_every_row_of_a_time_is_listed_once(
 def test_a_counter_that_was_changed_by_hand_is_told_as_it_is(bank: RunningBank) -> None:
     account = bank.account()
     put(bank, account, f"{account.name}:1", START)
+    change = (
+        "UPDATE bank_allocation SET used_csu = used_csu + {} WHERE account_id = "
+        f"(SELECT id FROM bank_account WHERE name = '{account.name}')"
+    )
     with database_of(bank) as connection:
-        connection.execute(
-            "UPDATE bank_allocation SET used_csu = used_csu + 500 WHERE account_id = "
-            f"(SELECT id FROM bank_account WHERE name = '{account.name}')"
-        )
+        connection.execute(change.format(500))
     made = client(bank)
     try:
         usage = made.usage(account.name)
@@ -129,6 +130,8 @@ def test_a_counter_that_was_changed_by_hand_is_told_as_it_is(bank: RunningBank) 
         assert made.total(account.name, since=START, until=START + 1).amount_csu == 125
     finally:
         made.close()
+        with database_of(bank) as connection:
+            connection.execute(change.format(-500))
 
 
 def test_an_account_that_the_bank_does_not_have_has_no_usage(bank: RunningBank) -> None:

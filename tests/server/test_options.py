@@ -111,6 +111,18 @@ def test_postgresql_urls(url: str, expected: tuple[str, ...]) -> None:
     assert "p@ss" not in label
 
 
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [("", (True, 5)), ("?prepare=yes", (True, 5)), ("?prepare=no", (False, None))],
+)
+def test_statements_are_prepared_unless_the_url_says_no(
+    query: str, expected: tuple[bool, int | None]
+) -> None:
+    options = parse_database_url("postgresql://h/d" + query)[0]["OPTIONS"]
+    assert (options["server_side_binding"], options["prepare_threshold"]) == expected
+    assert "prepare" not in options
+
+
 @pytest.mark.parametrize("url", ["sqlite:///var/x", "sqlite:////var/x", "sqlite:///var//y/../x"])
 def test_sqlite_paths_are_absolute(url: str) -> None:
     assert parse_database_url(url)[0]["NAME"] == "/var/x"
@@ -119,7 +131,7 @@ def test_sqlite_paths_are_absolute(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "x", "mysql://a/b", "sqlite://", "sqlite:///", "sqlite://host/x", "postgresql://h", "postgresql://h:x/d",
-     "postgresql://h/d?nonsense=1", "postgresql://h/a/b"],
+     "postgresql://h/d?nonsense=1", "postgresql://h/d?prepare=maybe", "postgresql://h/a/b"],
 )  # fmt: skip
 def test_url_that_names_no_database_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="database URL"):
