@@ -28,9 +28,9 @@ _CONTEXT = f"""
       LEFT JOIN bank_membership AS m ON m.user_id = u.id AND m.account_id = %s
       LEFT JOIN bank_job AS j ON j.jobslurmid = %s
 """
-_INSERT = (
-    f"INSERT INTO bank_job ({_COLUMNS}) VALUES ({', '.join(['%s'] * len(_OTHERS))}) RETURNING id"
-)
+_INSERT = f"INSERT INTO bank_job ({_COLUMNS}) VALUES ({', '.join(['%s'] * len(_OTHERS))})"
+#: SQLite has it since 3.35, and tells the key of a row without it.
+_RETURNING = {"postgresql": " RETURNING id", "sqlite": ""}
 _UPDATE = (
     f"UPDATE bank_job SET {', '.join(f'{field.column} = %s' for field in _OTHERS)} WHERE id = %s"
 )
@@ -77,7 +77,10 @@ def insert(job: Job) -> None:
 
     :raises django.db.IntegrityError: there is one with its jobslurmid.
     """
-    (job.pk,) = statements.fetch_one(_INSERT, _values(job))
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT + _RETURNING[connection.vendor], _values(job))
+        returned = cursor.fetchone()
+        job.pk = cursor.lastrowid if returned is None else returned[0]
 
 
 def update(job: Job) -> None:
