@@ -60,7 +60,7 @@ _CONVERTED = [
 
 def context(
     cluster_uid: str, account_id: Optional[int], jobslurmid: str
-) -> tuple[Optional[int], str, Optional[bool], Optional[Job]]:
+) -> tuple[Optional[int], Optional[str], Optional[bool], Optional[Job]]:
     """The user's id (None: there is no such user) and name, whether they are an active member of the account (None: they
     never were), and the job if the bank has it."""
     row = statements.fetch_one(_CONTEXT, [cluster_uid, account_id, jobslurmid])

@@ -36,8 +36,8 @@ _POSTGRESQL_OPTIONS = frozenset(
     "application_name connect_timeout passfile service sslcert sslkey sslmode sslrootcert".split()
 )
 
-#: Times that a connection is asked the same, after which PostgreSQL keeps the statement and its plan: of what a question
-#: costs there, half is planning. A pooler that gives each transaction another server has to know of that, or ``?prepare=no``.
+#: Times that a connection is asked the same, after which PostgreSQL keeps the statement and its plan. Not for a pooler that
+#: gives each transaction another server: ``?prepare=no``.
 _PREPARED_AFTER = 5
 
 
@@ -118,7 +118,7 @@ def parse_database_url(url: str) -> tuple[dict[str, Any], str]:
     """Django's settings for a database URL, and a label without the password.
 
     ``sqlite:///absolute/path``; ``postgresql://user:password@host:port/name``; for a unix socket
-    ``postgresql://user@/name?host=/directory``.
+    ``postgresql://user@/name?host=/directory``; ``?prepare=no`` for a pooler in transaction mode.
 
     :raises ConfigError: saying what was expected; the URL's password is not repeated.
     """
